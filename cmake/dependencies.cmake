@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+# Every dependency is looked for on the machine first and fetched second. To keep a build from fetching, set
+# FETCHCONTENT_FULLY_DISCONNECTED or FETCHCONTENT_SOURCE_DIR_<NAME>, CMake's own switches.
+include(FetchContent)
+
+# JSON headers and indexes (MIT licence).
+macro(vggload_dependency_nlohmann_json)
+  find_package(nlohmann_json 3.10 QUIET)
+  if(NOT TARGET nlohmann_json::nlohmann_json)
+    # What is installed needs it installed too.
+    set(JSON_Install ${VGGLOAD_INSTALL})
+    set(JSON_BuildTests OFF)
+    FetchContent_Declare(
+      nlohmann_json
+      GIT_REPOSITORY https://github.com/nlohmann/json.git
+      GIT_TAG v3.11.3
+      GIT_SHALLOW ON)
+    FetchContent_MakeAvailable(nlohmann_json)
+  endif()
+endmacro()
+
+# Command lines of the examples (BSD licence).
+macro(vggload_dependency_cli11)
+  find_package(CLI11 2.1 QUIET)
+  if(NOT TARGET CLI11::CLI11)
+    FetchContent_Declare(
+      CLI11
+      GIT_REPOSITORY https://github.com/CLIUtils/CLI11.git
+      GIT_TAG v2.4.2
+      GIT_SHALLOW ON)
+    FetchContent_MakeAvailable(CLI11)
+  endif()
+endmacro()
+
+# The CRC-32 of the examples (zlib licence).
+macro(vggload_dependency_zlib)
+  find_package(ZLIB QUIET)
+  if(NOT TARGET ZLIB::ZLIB)
+    FetchContent_Declare(
+      zlib
+      GIT_REPOSITORY https://github.com/madler/zlib.git
+      GIT_TAG v1.3.1
+      GIT_SHALLOW ON)
+    FetchContent_MakeAvailable(zlib)
+    # zlib's own targets carry neither the name of CMake's module nor their include folders.
+    target_include_directories(zlibstatic INTERFACE ${zlib_SOURCE_DIR} ${zlib_BINARY_DIR})
+    add_library(ZLIB::ZLIB ALIAS zlibstatic)
+  endif()
+endmacro()
+
+# Tests (MIT licence).
+macro(vggload_dependency_doctest)
+  find_package(doctest 2.4 QUIET)
+  if(NOT TARGET doctest::doctest)
+    FetchContent_Declare(
+      doctest
+      GIT_REPOSITORY https://github.com/doctest/doctest.git
+      GIT_TAG v2.4.11
+      GIT_SHALLOW ON)
+    FetchContent_MakeAvailable(doctest)
+  endif()
+endmacro()
+
+# Benchmarks (Apache licence).
+macro(vggload_dependency_benchmark)
+  find_package(benchmark 1.7 QUIET)
+  if(NOT TARGET benchmark::benchmark)
+    set(BENCHMARK_ENABLE_TESTING OFF)
+    FetchContent_Declare(
+      benchmark
+      GIT_REPOSITORY https://github.com/google/benchmark.git
+      GIT_TAG v1.8.5
+      GIT_SHALLOW ON)
+    FetchContent_MakeAvailable(benchmark)
+  endif()
+endmacro()
