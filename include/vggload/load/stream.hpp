@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include <vggload/convert/convert.hpp>
+#include <vggload/core/checked.hpp>
+#include <vggload/core/dtype.hpp>
+#include <vggload/core/error.hpp>
+#include <vggload/io/weight_reader.hpp>
+
+namespace vggload {
+
+/// One tensor's way from a reader to a destination. All transfers of a stream share one range of
+/// bytes as their destination, in which each has its place.
+struct transfer {
+  std::size_t tensor;         // its index in the reader
+  dtype to;                   // equal to the tensor's own: the bytes are moved as they are
+  std::uint64_t destination;  // where its first byte goes
+};
+
+/// Where a stream puts converted bytes. `offset` is a place in the destination range; `worker`
+/// counts from 0 on and tells apart what happens at the same time. Both may be called from several
+/// threads, each with its own `worker`.
+///
+/// - `begin_window(worker, offset, bytes)`: memory for the bytes that belong at `offset`;
+/// - `end_window(worker, offset, window)`: that memory is filled. Valid until the worker's next
+///   begin.
+template <class S>
+concept window_sink = requires(S& sink, unsigned worker, std::uint64_t offset, std::size_t bytes,
+                               std::span<std::byte> window) {
+  { sink.begin_window(worker, offset, bytes) } -> std::same_as<std::span<std::byte>>;
+  { sink.end_window(worker, offset, window) } -> std::same_as<void>;
+};
+
+/// A destination that lies in host memory: bytes are converted straight into their place.
+class memory_sink {
+ public:
+  /// `destination` must hold every transfer.
+  explicit memory_sink(std::span<std::byte> destination) noexcept : destination_(destination) {}
+
+  [[nodiscard]] std::span<std::byte> begin_window(unsigned, std::uint64_t offset,
+                                                  std::size_t bytes) const noexcept {
+    return destination_.subspan(static_cast<std::size_t>(offset), bytes);
+  }
+  void end_window(unsigned, std::uint64_t, std::span<std::byte>) const noexcept {}
+
+ private:
+  std::span<std::byte> destination_;
+};
+
+static_assert(window_sink<memory_sink>);
+
+/// How far a stream is, in bytes of the file.
+struct stream_progress {
+  std::uint64_t done_bytes;
+  std::uint64_t total_bytes;
+};
+
+struct stream_options {
+  /// Threads that work at the same time, the caller's among them; at least 1.
+  unsigned threads = 1;
+  /// Asked between windows; ends the stream with `cancelled_error`.
+  std::stop_token stop = {};
+  /// Called by the caller's thread alone, after each of its windows and once at the end.
+  std::function<void(const stream_progress&)> progress = {};
+};
+
+/// What a stream did.
+struct stream_report {
+  std::uint64_t read_bytes = 0;     // from the reader
+  std::uint64_t written_bytes = 0;  // to the sink
+  unsigned threads = 0;  // that took part: fewer than asked for where the system had no more
+};
+
+namespace detail {
+
+/// A transfer with all that its windows need.
+struct resolved_transfer {
+  std::size_t tensor;
+  std::uint64_t begin;  // in the destination
+  std::uint64_t end;
+  std::size_t source_element;  // bytes; both 1 where bytes are moved as they are
+  std::size_t destination_element;
+  conversion convert;  // nullptr: moved as they are
+};
+
+template <weight_reader Reader>
+[[nodiscard]] std::vector<resolved_transfer> resolve_transfers(
+    const Reader& reader, std::span<const transfer> transfers) {
+  std::vector<resolved_transfer> resolved;
+  resolved.reserve(transfers.size());
+  std::uint64_t end_before = 0;
+  for (const transfer& t : transfers) {
+    const tensor_info& info = reader.tensors()[t.tensor];
+    const auto fail = [&](const std::string& what) {
+      throw unsupported_error(printable(reader.path()) + ": tensor " + in_quotes(info.name) + ": " +
+                              what);
+    };
+    resolved_transfer r{t.tensor, t.destination, 0, 1, 1, nullptr};
+    std::uint64_t bytes = info.bytes;
+    if (info.dtype != t.to) {
+      r.convert = find_conversion(info.dtype, t.to);
+      if (r.convert == nullptr) {
+        fail(std::string(name_of(info.dtype)) + " cannot be converted to " +
+             std::string(name_of(t.to)));
+      }
+      r.source_element = bits_of(info.dtype) / 8;
+      r.destination_element = bits_of(t.to) / 8;
+      const auto converted = checked_multiply(info.bytes / r.source_element, r.destination_element);
+      if (!converted) fail("its size as " + std::string(name_of(t.to)) + " exceeds 64 bits");
+      bytes = *converted;
+    }
+    const auto end = checked_add(t.destination, bytes);
+    if (!end || t.destination < end_before) {
+      fail("its place in the destination, " + std::to_string(bytes) + " bytes from " +
+           std::to_string(t.destination) + " on, is not behind the tensor before");
+    }
+    r.end = end_before = *end;
+    resolved.push_back(r);
+  }
+  return resolved;
+}
+
+/// The work of one call of `stream`, shared by its threads.
+template <weight_reader Reader, window_sink Sink>
+class stream_run {
+ public:
+  stream_run(const Reader& reader, std::span<const transfer> transfers, Sink& sink,
+             std::span<std::byte> windows, const stream_options& options)
+      : reader_(reader),
+        transfers_(resolve_transfers(reader, transfers)),
+        sink_(sink),
+        windows_(windows),
+        window_bytes_(windows.size() / std::max(options.threads, 1U)),
+        options_(options) {
+    for (const resolved_transfer& t : transfers_) {
+      total_source_bytes_ += (t.end - t.begin) / t.destination_element * t.source_element;
+      end_ = t.end;
+      if (window_bytes_ < std::max(t.source_element, t.destination_element)) {
+        throw error(printable(reader.path()) + ": windows of " + std::to_string(window_bytes_) +
+                    " bytes are too small");
+      }
+    }
+  }
+
+  stream_report run() {
+    stream_report report;
+    {
+      std::vector<std::jthread> threads;
+      try {
+        threads.reserve(options_.threads);
+        for (unsigned worker = 1; worker < options_.threads; ++worker) {
+          threads.emplace_back([this, worker] { work(worker); });
+        }
+      } catch (const std::system_error&) {
+        // No further thread to be had: those that are there do the work.
+      } catch (...) {
+        failed_ = true;  // the ones that were started end before the stack unwinds
+        throw;
+      }
+      report.threads = static_cast<unsigned>(threads.size()) + 1;
+      work(0);
+    }
+    if (first_error_) std::rethrow_exception(first_error_);
+    report.read_bytes = done_source_bytes_;
+    report.written_bytes = done_bytes_;
+    if (done_source_bytes_ != total_source_bytes_) {
+      throw cancelled_error(printable(reader_.path()) + ": cancelled after " +
+                            std::to_string(done_source_bytes_) + " of " +
+                            std::to_string(total_source_bytes_) + " bytes");
+    }
+    report_progress();
+    return report;
+  }
+
+ private:
+  /// Bytes of the destination that a thread takes at a time: a huge page, so that no two threads
+  /// meet in the first touch of one.
+  static constexpr std::uint64_t stripe_bytes = std::uint64_t{2} << 20U;
+
+  void work(unsigned worker) noexcept {
+    try {
+      while (!failed_ && !options_.stop.stop_requested()) {
+        const std::uint64_t begin = next_stripe_.fetch_add(1) * stripe_bytes;
+        if (begin >= end_) return;
+        stream_stripe(worker, begin, begin + stripe_bytes);
+      }
+    } catch (...) {
+      const std::scoped_lock lock(error_mutex_);
+      if (!first_error_) first_error_ = std::current_exception();
+      failed_ = true;
+    }
+  }
+
+  /// Streams what lies in [begin, end) of the destination. An element on the border belongs to the
+  /// stripe in which it begins.
+  void stream_stripe(unsigned worker, std::uint64_t begin, std::uint64_t end) {
+    auto t = std::ranges::upper_bound(transfers_, begin, {}, &resolved_transfer::end);
+    for (; t != transfers_.end() && t->begin < end; ++t) {
+      const std::uint64_t size = t->destination_element;
+      const std::uint64_t first = begin > t->begin ? (begin - t->begin + size - 1) / size : 0;
+      const std::uint64_t last = (std::min(end, t->end) - t->begin + size - 1) / size;
+      stream_elements(worker, *t, first, last);
+      if (failed_) return;
+    }
+  }
+
+  void stream_elements(unsigned worker, const resolved_transfer& t, std::uint64_t first,
+                       std::uint64_t last) {
+    const std::uint64_t per_window =
+        window_bytes_ / std::max(t.source_element, t.destination_element);
+    try {
+      for (std::uint64_t begin = first; begin < last; begin += per_window) {
+        if (failed_ || options_.stop.stop_requested()) return;
+        stream_window(worker, t, begin,
+                      static_cast<std::size_t>(std::min(per_window, last - begin)));
+      }
+    } catch (const io_error& cause) {
+      // The file's name and the numbers are there, whose bytes they are is known only here.
+      throw io_error(std::string(cause.what()) + " (tensor " +
+                         in_quotes(reader_.tensors()[t.tensor].name) + ")",
+                     cause.code());
+    }
+  }
+
+  void stream_window(unsigned worker, const resolved_transfer& t, std::uint64_t element,
+                     std::size_t count) {
+    const std::uint64_t destination = t.begin + element * t.destination_element;
+    const std::uint64_t source = element * t.source_element;
+    const std::size_t source_bytes = count * t.source_element;
+    const std::size_t bytes = count * t.destination_element;
+    const std::span<std::byte> target = sink_.begin_window(worker, destination, bytes);
+    if (t.convert == nullptr) {
+      reader_.read(t.tensor, source, target);
+    } else {
+      const auto window = windows_.subspan(worker * window_bytes_, source_bytes);
+      reader_.read(t.tensor, source, window);
+      t.convert(window.data(), target.data(), count);
+    }
+    sink_.end_window(worker, destination, target);
+    done_bytes_ += bytes;
+    done_source_bytes_ += source_bytes;
+    if (worker == 0) report_progress();
+  }
+
+  void report_progress() const {
+    if (options_.progress) options_.progress({done_source_bytes_, total_source_bytes_});
+  }
+
+  const Reader& reader_;
+  const std::vector<resolved_transfer> transfers_;
+  Sink& sink_;
+  const std::span<std::byte> windows_;
+  const std::size_t window_bytes_;
+  const stream_options& options_;
+  std::uint64_t total_source_bytes_ = 0;
+  std::uint64_t end_ = 0;  // of the last transfer in the destination
+  std::atomic<std::uint64_t> next_stripe_ = 0;
+  std::atomic<std::uint64_t> done_bytes_ = 0;
+  std::atomic<std::uint64_t> done_source_bytes_ = 0;
+  std::atomic<bool> failed_ = false;
+  std::mutex error_mutex_;
+  std::exception_ptr first_error_;
+};
+
+}  // namespace detail
+
+/// Moves tensors from a reader to a sink, converted on the way, in windows smaller than a tensor
+/// and from several threads; no tensor is ever in memory but at its destination.
+///
+/// - `transfers`: ordered by destination, without overlap.
+/// - `windows`: memory that the threads share in equal parts for what is read and not yet
+///   converted. Beside it only some hundred bytes for each transfer and thread are allocated, all
+///   before the first read.
+///
+/// Throws the reader's and the sink's errors (the first one; the others' threads end soon after),
+/// `unsupported_error` where there is no conversion, `cancelled_error`.
+template <weight_reader Reader, window_sink Sink>
+stream_report stream(const Reader& reader, std::span<const transfer> transfers, Sink& sink,
+                     std::span<std::byte> windows, const stream_options& options) {
+  return detail::stream_run<Reader, Sink>(reader, transfers, sink, windows, options).run();
+}
+
+}  // namespace vggload

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <new>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <vggload/convert/convert.hpp>
+#include <vggload/core/checked.hpp>
+#include <vggload/core/dtype.hpp>
+#include <vggload/core/error.hpp>
+#include <vggload/core/shape.hpp>
+#include <vggload/core/tensor_view.hpp>
+#include <vggload/io/weight_reader.hpp>
+#include <vggload/load/checkpoint.hpp>
+#include <vggload/load/memory_plan.hpp>
+#include <vggload/load/stream.hpp>
+#include <vggload/memory/arena.hpp>
+#include <vggload/memory/host_resource.hpp>
+#include <vggload/memory/out_of_memory.hpp>
+#include <vggload/memory/resource.hpp>
+#include <vggload/vgg16/binding.hpp>
+#include <vggload/vgg16/weights.hpp>
+
+namespace vggload::vgg16 {
+
+struct load_options {
+  /// The type of all loaded weights: f16, bf16, f32 or f64. Tensors that have it in the file
+  /// already are mapped, not copied.
+  vggload::dtype dtype = vggload::dtype::f16;
+  /// False: without fc1, fc2 and predictions, which the file may have or not.
+  bool include_top = true;
+  /// 0: one for each processor.
+  unsigned threads = 0;
+  /// Most bytes that destination and windows may take together; mapped pages, which the kernel can
+  /// drop at any time, do not count. The load refuses beforehand where it cannot keep it.
+  std::optional<std::uint64_t> memory_limit = {};
+  /// Ends the load with `cancelled_error`.
+  std::stop_token stop = {};
+  /// Called from the caller's thread while bytes are read.
+  std::function<void(const stream_progress&)> progress = {};
+};
+
+/// What a load did.
+struct load_report {
+  std::string_view family;  // of names
+  std::uint32_t classes = 0;
+  std::size_t tensors = 0;
+  std::uint64_t destination_bytes = 0;  // of the arena
+  std::uint64_t copied_bytes = 0;       // written there
+  std::uint64_t mapped_bytes = 0;       // that views show in the file
+  std::uint64_t windows_bytes = 0;      // taken while loading, given back since
+  unsigned threads = 0;                 // that took part
+  double seconds = 0;
+  std::vector<std::string> skipped;  // tensors of the file that were not loaded
+};
+
+/// A loaded VGG16: owns the arena with what was converted and, where views point into it, the
+/// mapped file. Moves, never copies; the views stay valid when it moves.
+template <host_accessible_resource Resource = host_resource>
+class model {
+ public:
+  model(vgg16::weights views, load_report report, arena<Resource> memory,
+        std::optional<checkpoint> mapped) noexcept
+      : weights_(std::move(views)),
+        report_(std::move(report)),
+        memory_(std::move(memory)),
+        mapped_(std::move(mapped)) {}
+
+  [[nodiscard]] const vgg16::weights& weights() const& noexcept { return weights_; }
+  /// Views of a model that is gone at the end of the line would show nothing that is there.
+  [[nodiscard]] const vgg16::weights& weights() const&& = delete;
+  [[nodiscard]] const load_report& report() const noexcept { return report_; }
+  /// The arena: what fills the memory, by name.
+  [[nodiscard]] const arena<Resource>& memory() const noexcept { return memory_; }
+
+ private:
+  vgg16::weights weights_;
+  load_report report_;
+  arena<Resource> memory_;
+  std::optional<checkpoint> mapped_;  // none where no view points into the file
+};
+
+namespace detail {
+
+/// One tensor on its way from the file to a view.
+struct loaded_tensor {
+  std::size_t index;  // in the file
+  const shape* dims;
+  std::optional<std::span<const std::byte>> mapped;  // none: goes to the arena
+  std::uint64_t bytes = 0;                           // as loaded
+};
+
+/// Decides for each bound tensor whether a view into the file does.
+[[nodiscard]] inline std::vector<loaded_tensor> choose_sources(const checkpoint& source,
+                                                               const binding& bound, dtype type) {
+  std::vector<loaded_tensor> chosen;
+  chosen.reserve(2 * bound.layers.size());
+  const auto add = [&](std::size_t index, const shape& dims) {
+    const tensor_info& info = source.tensors()[index];
+    loaded_tensor tensor{index, &dims, std::nullopt, 0};
+    if (info.dtype == type) {
+      tensor.mapped = source.view(index);
+      if (tensor.mapped && !tensor_view::is_aligned_for(tensor.mapped->data(), type)) {
+        tensor.mapped.reset();
+      }
+    }
+    const auto bytes = bytes_of(type, dims);
+    if (!bytes || find_conversion(info.dtype, type) == nullptr) {
+      throw unsupported_error(printable(source.path()) + ": tensor " + in_quotes(info.name) + ": " +
+                              std::string(name_of(info.dtype)) + " " + to_string(info.shape) +
+                              " cannot be loaded as " + std::string(name_of(type)));
+    }
+    tensor.bytes = *bytes;
+    chosen.push_back(tensor);
+  };
+  for (const bound_layer& layer : bound.layers) {
+    add(layer.weight, layer.weight_shape);
+    add(layer.bias, layer.bias_shape);
+  }
+  return chosen;
+}
+
+/// The bytes of an arena that holds the tensors that are not mapped, each at its aligned place.
+[[nodiscard]] inline std::uint64_t arena_bytes(const checkpoint& source,
+                                               std::span<const loaded_tensor> tensors,
+                                               std::size_t alignment) {
+  std::optional<std::uint64_t> end = 0;
+  for (const loaded_tensor& tensor : tensors) {
+    if (tensor.mapped) continue;
+    end = checked_align_up(*end, alignment);
+    if (end) end = checked_add(*end, tensor.bytes);
+    if (!end || *end > SIZE_MAX) {
+      throw unsupported_error(printable(source.path()) + ": tensor " +
+                              in_quotes(source.tensors()[tensor.index].name) +
+                              ": the tensors up to it exceed the address space");
+    }
+  }
+  return *end;
+}
+
+template <host_accessible_resource Resource>
+[[nodiscard]] arena<Resource> allocate_block(const checkpoint& source, std::string_view what,
+                                             std::uint64_t bytes, const loaded_tensor& largest,
+                                             const Resource& resource) {
+  try {
+    return arena<Resource>(static_cast<std::size_t>(bytes), resource);
+  } catch (const std::bad_alloc&) {
+    const std::string_view tensor = source.tensors()[largest.index].name;
+    throw out_of_memory(vggload::detail::fixed_text()
+                            << source.path() << ": " << bytes << " bytes for " << what
+                            << " could not be allocated; the largest tensor, '"
+                            << tensor.substr(0, 200) << "', takes " << largest.bytes,
+                        tensor, bytes);
+  }
+}
+
+template <host_accessible_resource Resource>
+[[nodiscard]] model<Resource> load(const checkpoint& source, const load_options& options,
+                                   const Resource& resource) {
+  const auto start = std::chrono::steady_clock::now();
+  const binding bound = bind(source, options.include_top);
+  const std::vector<loaded_tensor> tensors = choose_sources(source, bound, options.dtype);
+  constexpr std::size_t alignment = arena<Resource>::default_alignment;
+
+  load_report report;
+  report.family = bound.family;
+  report.classes = bound.classes;
+  report.tensors = tensors.size();
+  for (const std::size_t index : bound.skipped) {
+    report.skipped.push_back(source.tensors()[index].name);
+  }
+
+  // The plan comes first: a load that cannot keep its limit reads and allocates nothing.
+  const loaded_tensor& largest = *std::ranges::max_element(tensors, {}, &loaded_tensor::bytes);
+  report.destination_bytes = arena_bytes(source, tensors, alignment);
+  const memory_plan plan = plan_memory({.path = source.path(),
+                                        .largest_tensor = source.tensors()[largest.index].name,
+                                        .largest_tensor_bytes = largest.bytes,
+                                        .destination_bytes = report.destination_bytes,
+                                        .streams = report.destination_bytes > 0},
+                                       options.threads, options.memory_limit);
+
+  arena<Resource> memory =
+      allocate_block(source, "the weights", report.destination_bytes, largest, resource);
+  std::vector<transfer> transfers;
+  std::vector<tensor_view> views;
+  transfers.reserve(tensors.size());
+  views.reserve(tensors.size());
+  for (const loaded_tensor& tensor : tensors) {
+    if (tensor.mapped) {
+      views.emplace_back(options.dtype, *tensor.dims, *tensor.mapped);
+      report.mapped_bytes += tensor.bytes;
+      continue;
+    }
+    const std::span<std::byte> place = memory.allocate(
+        source.tensors()[tensor.index].name, static_cast<std::size_t>(tensor.bytes), alignment);
+    transfers.push_back({tensor.index, options.dtype,
+                         static_cast<std::uint64_t>(place.data() - memory.block().data())});
+    views.emplace_back(options.dtype, *tensor.dims, place);
+  }
+
+  if (!transfers.empty()) {
+    report.windows_bytes = plan.windows_bytes();
+    const arena<Resource> windows =
+        allocate_block(source, "windows", plan.windows_bytes(), largest, resource);
+    memory_sink sink(memory.block());
+    const stream_report streamed =
+        stream(source, transfers, sink, windows.block(),
+               {.threads = plan.threads, .stop = options.stop, .progress = options.progress});
+    report.copied_bytes = streamed.written_bytes;
+    report.threads = streamed.threads;
+  }
+
+  std::vector<layer_view> layers;
+  layers.reserve(bound.layers.size());
+  for (std::size_t i = 0; i < bound.layers.size(); ++i) {
+    layers.push_back({bound.layers[i].spec, std::move(views[2 * i]), std::move(views[2 * i + 1])});
+  }
+  std::optional<checkpoint> mapped;
+  if (report.mapped_bytes > 0) mapped = source;
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  report.seconds = elapsed.count();
+  return {weights(bound.layout, std::move(layers)), std::move(report), std::move(memory),
+          std::move(mapped)};
+}
+
+}  // namespace detail
+
+/// Loads VGG16 from an open checkpoint into memory of `resource`. Each weight is in memory once: in
+/// place in the mapped file where it has the wanted type there, otherwise converted, once, into an
+/// arena of exactly the size that is needed. Beside it the load takes a window of 256 KiB for each
+/// thread, 4 MiB at most in all (`plan_memory`), and a few KiB of lists.
+///
+/// Throws `binding_error` (the tensors are not VGG16's), `out_of_memory` (for the arena, before
+/// anything is read; names the largest tensor), `io_error`, `cancelled_error`, `unsupported_error`.
+/// What was allocated is free again then.
+template <host_accessible_resource Resource = host_resource>
+[[nodiscard]] model<Resource> load(const checkpoint& source, const load_options& options = {},
+                                   const Resource& resource = {}) {
+  return vggload::detail::naming_out_of_memory(
+      source.path(), "loading VGG16", [&] { return detail::load(source, options, resource); });
+}
+
+/// The same from a file, which `open_checkpoint` opens; throws its errors too.
+template <host_accessible_resource Resource = host_resource>
+[[nodiscard]] model<Resource> load(const std::string& path, const load_options& options = {},
+                                   const Resource& resource = {}) {
+  return load(open_checkpoint(path), options, resource);
+}
+
+}  // namespace vggload::vgg16

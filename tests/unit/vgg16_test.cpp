@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <vggload/convert/convert.hpp>
+#include <vggload/core/dtype.hpp>
+#include <vggload/core/error.hpp>
+#include <vggload/io/safetensors_writer.hpp>
+#include <vggload/load/checkpoint.hpp>
+#include <vggload/memory/counting_resource.hpp>
+#include <vggload/memory/out_of_memory.hpp>
+#include <vggload/vgg16/binding.hpp>
+#include <vggload/vgg16/layers.hpp>
+#include <vggload/vgg16/load.hpp>
+#include <vggload/vgg16/names.hpp>
+
+#include "../support/fake_reader.hpp"
+#include "../support/message_of.hpp"
+#include "../support/temporary_folder.hpp"
+
+using namespace vggload;
+using test::fake_reader;
+using test::message_of;
+
+namespace {
+
+const vgg16::name_map& family(std::string_view name) {
+  for (const auto& map : vgg16::name_maps) {
+    if (map.family == name) return map;
+  }
+  throw error("no such family");
+}
+
+/// A file with the convolutions, about 59 MB as FP32, its bytes as `fake_reader` has them; `shift`
+/// bytes of a first tensor displace all that follow.
+std::string write_features(const test::temporary_folder& folder, std::uint64_t shift = 0) {
+  auto tensors = test::vgg16_tensors("torchvision", false);
+  if (shift > 0) tensors.insert(tensors.begin(), fake_reader::info("step", dtype::u8, {shift}));
+  const std::string path = folder.file("features");
+  safetensors_writer writer(path, tensors);
+  std::vector<std::byte> bytes;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    bytes.resize(static_cast<std::size_t>(tensors[i].bytes));
+    for (std::size_t j = 0; j < bytes.size(); ++j) bytes[j] = fake_reader::byte_at(i, j);
+    writer.write_data(writer.data_offset(i), bytes);
+  }
+  writer.commit();
+  return path;
+}
+
+/// Whether a view shows tensor `index` of a fake file, converted to FP16 where it says so.
+bool shows(const tensor_view& view, std::size_t index, dtype type) {
+  const std::size_t count = view.bytes().size() * 8 / bits_of(type);
+  std::vector<std::byte> source(4 * count);
+  for (std::size_t i = 0; i < source.size(); ++i) source[i] = fake_reader::byte_at(index, i);
+  if (type == dtype::f32)
+    return std::memcmp(view.bytes().data(), source.data(), source.size()) == 0;
+  std::vector<std::byte> expected(count * bits_of(type) / 8);
+  find_conversion(dtype::f32, type, simd_level::scalar)(source.data(), expected.data(), count);
+  return std::memcmp(view.bytes().data(), expected.data(), expected.size()) == 0;
+}
+
+}  // namespace
+
+TEST_CASE("each family's names lead to their tensor") {
+  // Left: as the files spell them (facts of the formats), not as the maps are written.
+  struct example {
+    const char* family;
+    const char* name;
+    std::size_t layer;
+    bool is_bias;
+  };
+  for (const example& e : {
+           example{"torchvision", "features.0.weight", 0, false},
+           example{"torchvision", "features.28.bias", 12, true},
+           example{"torchvision", "classifier.6.weight", 15, false},
+           example{"torchvision", "module.classifier.3.bias", 14, true},
+           example{"torchvision", "module._orig_mod.features.14.weight", 6, false},
+           example{"timm", "pre_logits.fc1.weight", 13, false},
+           example{"timm", "pre_logits.fc2.bias", 14, true},
+           example{"timm", "head.fc.weight", 15, false},
+           example{"jcjohnson", "classifier.1.weight", 13, false},
+           example{"jcjohnson", "classifier.4.bias", 14, true},
+           example{"ONNX model zoo", "vgg0_conv12_weight", 12, false},
+           example{"ONNX model zoo", "vgg0_dense2_bias", 15, true},
+           example{"Keras", "block1_conv1/block1_conv1_W_1:0", 0, false},
+           example{"Keras", "block1_conv1/block1_conv1_b_1:0", 0, true},
+           example{"Keras", "predictions/predictions_W_1:0", 15, false},
+           example{"Keras", "fc2/fc2_W:0", 14, false},
+           example{"Keras", "fc2/fc2_b:0", 14, true},
+           example{"Keras", "block5_conv3/block5_conv3/kernel:0", 12, false},
+           example{"Keras", "block1_conv1/sequential/block1_conv1/kernel", 0, false},
+           example{"Keras", "model_weights/fc1/fc1/bias:0", 13, true},
+           example{"Keras", "block2_conv1/kernel", 2, false},
+           example{"Keras 3", "layers/conv2d/vars/0", 0, false},
+           example{"Keras 3", "layers/conv2d_12/vars/1", 12, true},
+           example{"Keras 3", "layers/dense_2/vars/0", 15, false},
+       }) {
+    INFO(std::string(e.family), " ", std::string(e.name));
+    CHECK(vgg16::find_slot(family(e.family), e.name) == vgg16::tensor_slot{e.layer, e.is_bias});
+  }
+  for (const auto& map : vgg16::name_maps) {
+    for (const char* const name :
+         {"", "features.0", "features.1.weight", "features.0.weight.x", "optimizer/fc1/m",
+          "xfeatures.0.weight", "block1_conv1", "block1_conv9/kernel", "kernel",
+          "block1_conv1/gamma", "layers/conv2d_13/vars/0", "vgg0_conv13_weight"}) {
+      INFO(std::string(map.family), " ", std::string(name));
+      CHECK_FALSE(vgg16::find_slot(map, name));
+    }
+  }
+}
+
+TEST_CASE("every family binds, in network order") {
+  for (const auto& map : vgg16::name_maps) {
+    for (const bool include_top : {true, false}) {
+      INFO(std::string(map.family), include_top);
+      const fake_reader reader(test::vgg16_tensors(map.family, include_top, 10));
+      const auto bound = vgg16::bind(reader, include_top);
+      // Without the top three families are alike, and the first one counts.
+      if (include_top) CHECK(bound.family == map.family);
+      CHECK(bound.layout == map.layout);
+      CHECK(bound.classes == (include_top ? 10 : 0));
+      REQUIRE(bound.layers.size() == (include_top ? 16 : 13));
+      for (std::size_t i = 0; i < bound.layers.size(); ++i) {
+        CHECK(bound.layers[i].weight == 2 * i);
+        CHECK(bound.layers[i].bias == 2 * i + 1);
+      }
+      CHECK(bound.skipped.empty());
+    }
+  }
+}
+
+TEST_CASE("a dense layer that is written as a convolution is the same bytes") {
+  auto tensors = test::vgg16_tensors("timm", true);
+  tensors[26].shape = {4096, 512, 7, 7};
+  tensors[28].shape = {4096, 4096, 1, 1};
+  const auto bound = vgg16::bind(fake_reader(tensors));
+  CHECK(bound.layers[13].weight_shape == shape{4096, 25088});
+  CHECK(bound.layers[14].weight_shape == shape{4096, 4096});
+}
+
+TEST_CASE("all that does not fit is said at once") {
+  auto tensors = test::vgg16_tensors("torchvision", true);
+  tensors[0].shape = {64, 4, 3, 3};      // misshapen
+  tensors[5].name = "features.99.bias";  // one missing, one extra
+  tensors[7].dtype = dtype::i32;         // no weights
+  tensors.back().shape = {999};          // not as many as the last weight has
+  tensors.push_back(fake_reader::info("num_batches", dtype::i64, {}));  // a counter: skipped
+  tensors.push_back(fake_reader::info("module.features.2.weight", dtype::f32, {1}));  // twice
+  const auto message = message_of<binding_error>([&] { (void)vgg16::bind(fake_reader(tensors)); });
+  CHECK(message ==
+        "fake file: its tensors do not make a VGG16 under the names of torchvision"
+        "; missing (1): 'features.5.bias'"
+        "; extra (2): 'features.99.bias' F32 [128], 'module.features.2.weight' F32 [1] (beside "
+        "'features.2.weight')"
+        "; misshapen (3): 'features.0.weight' F32 [64, 4, 3, 3] where [64, 3, 3, 3] is needed"
+        ", 'features.7.bias' I32 [128], whose elements cannot be weights"
+        ", 'classifier.6.bias' F32 [999] where [1000] is needed");
+}
+
+TEST_CASE("a file without a top, and one that is something else, get their own words") {
+  CHECK(message_of<binding_error>(
+            [] { (void)vgg16::bind(fake_reader(test::vgg16_tensors("torchvision", false))); })
+            .ends_with(
+                "missing (6): 'classifier.0.weight', 'classifier.0.bias', 'classifier.3.weight', "
+                "'classifier.3.bias', 'classifier.6.weight', 'classifier.6.bias'; the file has no "
+                "top: load it without"));
+  CHECK(message_of<binding_error>([] {
+          (void)vgg16::bind(fake_reader({fake_reader::info("conv1.weight", dtype::f32, {1})}));
+        }) ==
+        "fake file: none of its 1 tensors has a name of VGG16's (known are the names of "
+        "torchvision, timm, jcjohnson, ONNX model zoo, Keras, Keras 3); it begins with "
+        "'conv1.weight'");
+}
+
+TEST_CASE("no classes at all is misshapen") {
+  auto tensors = test::vgg16_tensors("torchvision", true);
+  tensors[30] = fake_reader::info(tensors[30].name, dtype::f32, {0, 4096});
+  tensors[31] = fake_reader::info(tensors[31].name, dtype::f32, {0});
+  CHECK(message_of<binding_error>([&] { (void)vgg16::bind(fake_reader(tensors)); })
+            .ends_with("misshapen (2): 'classifier.6.weight' F32 [0, 4096] where [1000, 4096] is "
+                       "needed, 'classifier.6.bias' F32 [0] where [1000] is needed"));
+}
+
+TEST_CASE("a message about very many tensors stays readable") {
+  std::vector<tensor_info> tensors = test::vgg16_tensors("torchvision", true);
+  for (int i = 0; i < 10'000; ++i) {
+    tensors.push_back(fake_reader::info("extra" + std::to_string(i), dtype::f32, {1}));
+  }
+  const auto message = message_of<binding_error>([&] { (void)vgg16::bind(fake_reader(tensors)); });
+  CHECK(message.find("extra (10000): 'extra0'") != std::string::npos);
+  CHECK(message.ends_with(", ..."));
+  CHECK(message.size() < 5000);
+}
+
+TEST_CASE("FP16 is loaded into one exact block, beside it only the windows") {
+  memory_counts counts;
+  const auto source = checkpoint::from(fake_reader(test::vgg16_tensors("torchvision", true)));
+  // The top is skipped, which keeps the test small; the file has it.
+  for (const unsigned threads : {1U, 2U}) {
+    counts = {};
+    const auto model = vgg16::load(source, {.include_top = false, .threads = threads},
+                                   counting_resource<>(counts));
+    CHECK(counts.bytes_in_use == 2 * 14'714'688);
+    CHECK(counts.peak_bytes == 2 * 14'714'688 + threads * 262'144);
+    CHECK(counts.allocations == 2);
+    const auto& report = model.report();
+    CHECK(report.destination_bytes == 2 * 14'714'688);
+    CHECK(report.copied_bytes == 2 * 14'714'688);
+    CHECK(report.mapped_bytes == 0);
+    CHECK(report.tensors == 26);
+    CHECK(report.threads == threads);
+    CHECK(report.skipped == std::vector<std::string>{"classifier.0.weight", "classifier.0.bias",
+                                                     "classifier.3.weight", "classifier.3.bias",
+                                                     "classifier.6.weight", "classifier.6.bias"});
+    CHECK(model.memory().allocations().size() == 26);
+    CHECK(model.memory().allocations()[2].name == "features.2.weight");
+    REQUIRE(model.weights().layers().size() == 13);
+    CHECK(model.weights().parameters() == 14'714'688);
+    CHECK(model.weights().dense().empty());
+    for (std::size_t i = 0; i < 13; ++i) {
+      CHECK(shows(model.weights().layers()[i].weight, 2 * i, dtype::f16));
+      CHECK(shows(model.weights().layers()[i].bias, 2 * i + 1, dtype::f16));
+    }
+    CHECK(&model.weights()["block1_conv2"] == &model.weights().convs()[1]);
+    CHECK(message_of<error>([&] { (void)model.weights()["fc1"]; }).find("no layer 'fc1'") !=
+          std::string::npos);
+  }
+  CHECK(counts.bytes_in_use == 0);
+}
+
+TEST_CASE("FP32 from an FP32 file is views, and no memory at all") {
+  const test::temporary_folder folder;
+  memory_counts counts;
+  std::optional model =
+      vgg16::load(write_features(folder), {.dtype = dtype::f32, .include_top = false},
+                  counting_resource<>(counts));
+  CHECK(counts.allocations == 0);
+  CHECK(model->report().copied_bytes == 0);
+  CHECK(model->report().mapped_bytes == 4 * 14'714'688);
+  // The views live as long as the model, wherever it is.
+  const auto moved = *std::move(model);
+  model.reset();  // NOLINT(bugprone-use-after-move): to show that the views do not need it
+  for (std::size_t i = 0; i < 13; ++i) {
+    CHECK(shows(moved.weights().layers()[i].weight, 2 * i, dtype::f32));
+    CHECK(moved.weights().layers()[i].weight.values<float>().size() == vgg16::layers[i].weights());
+  }
+}
+
+TEST_CASE("tensors that are not aligned in the file are copied, not shown") {
+  const test::temporary_folder folder;
+  memory_counts counts;
+  const auto model =
+      vgg16::load(write_features(folder, 1), {.dtype = dtype::f32, .include_top = false},
+                  counting_resource<>(counts));
+  CHECK(model.report().skipped == std::vector<std::string>{"step"});
+  CHECK(model.report().mapped_bytes == 0);
+  CHECK(model.report().copied_bytes == 4 * 14'714'688);
+  CHECK(shows(model.weights().layers()[12].weight, 25, dtype::f32));
+  CHECK_NOTHROW((void)model.weights().layers()[12].weight.values<float>());
+}
+
+TEST_CASE("a memory limit is kept, or refused before anything is read") {
+  const fake_reader reader(test::vgg16_tensors("torchvision", false));
+  const auto source = checkpoint::from(reader);
+  constexpr std::uint64_t destination = 2 * 14'714'688;
+  memory_counts counts;
+  const auto load = [&](std::uint64_t limit) {
+    return vgg16::load(source, {.include_top = false, .threads = 2, .memory_limit = limit},
+                       counting_resource<>(counts));
+  };
+  (void)load(destination + 20'000);
+  CHECK(counts.peak_bytes == destination + 2 * 8192);
+  const std::uint64_t reads = reader.history()->reads;
+  counts = {};
+  try {
+    (void)load(destination);
+    FAIL("the limit is passed");
+  } catch (const out_of_memory& e) {
+    CHECK(std::string(e.what()) ==
+          "fake file: the memory limit of 29429376 bytes cannot be kept: the destination needs "
+          "29429376 bytes and a window at least 4096; the largest tensor, 'features.19.weight', "
+          "takes "
+          "4718592");
+    CHECK(e.tensor() == "features.19.weight");
+  }
+  CHECK(reader.history()->reads == reads);
+  CHECK(counts.allocations == 0);
+}
+
+TEST_CASE("a load can be stopped, and gives everything back") {
+  memory_counts counts;
+  std::stop_source stop;
+  stop.request_stop();
+  CHECK_THROWS_AS(
+      (void)vgg16::load(checkpoint::from(fake_reader(test::vgg16_tensors("torchvision", false))),
+                        {.include_top = false, .threads = 2, .stop = stop.get_token()},
+                        counting_resource<>(counts)),
+      cancelled_error);
+  CHECK(counts.allocations == 2);
+  CHECK(counts.bytes_in_use == 0);
+}
+
+TEST_CASE("a type that nothing converts to is refused") {
+  const auto source = checkpoint::from(fake_reader(test::vgg16_tensors("torchvision", false)));
+  CHECK(message_of<unsupported_error>([&] {
+          (void)vgg16::load(source, {.dtype = dtype::i8, .include_top = false});
+        }) == "fake file: tensor 'features.0.weight': F32 [64, 3, 3, 3] cannot be loaded as I8");
+}
