@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+// Converts a checkpoint of any readable format to a safetensors file, window by window.
+
+#include <map>
+#include <optional>
+#include <string>
+
+#include "command.hpp"
+
+#include <vggload/core/dtype.hpp>
+#include <vggload/load/checkpoint.hpp>
+#include <vggload/load/convert_checkpoint.hpp>
+
+int main(int argc, char** argv) try {
+  CLI::App app(
+      "Writes a checkpoint's tensors to a safetensors file, floating ones as another type.");
+  std::string in;
+  std::string out;
+  std::optional<vggload::dtype> type = vggload::dtype::f16;
+  unsigned threads = 0;
+  const std::map<std::string, std::optional<vggload::dtype>> types{{"f32", vggload::dtype::f32},
+                                                                   {"f16", vggload::dtype::f16},
+                                                                   {"bf16", vggload::dtype::bf16},
+                                                                   {"keep", std::nullopt}};
+  std::string type_name = "f16";
+  app.add_option("IN", in, "A safetensors file, or the index of a sharded one")->required();
+  app.add_option("OUT", out, "The safetensors file to write")->required();
+  app.add_option("--dtype", type_name, "f32, f16 (default), bf16, or keep")
+      ->check(CLI::IsMember(types))
+      ->type_name("TYPE");
+  command::add_threads(app, threads);
+  return command::run(app, argc, argv, in, [&] {
+    type = types.at(type_name);
+    const vggload::checkpoint source = vggload::open_checkpoint(in);
+    command::interruption interrupted;
+    command::progress_bar bar("converting");
+    vggload::convert_checkpoint(source, out, type,
+                                command::stream_options(threads, interrupted, bar));
+  });
+} catch (...) {
+  return command::report_error("convert");
+}

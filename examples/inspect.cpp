@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+// Lists the tensors of a checkpoint; with --digest reads them once, window by window.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "command.hpp"
+
+#include <vggload/core/dtype.hpp>
+#include <vggload/core/error.hpp>
+#include <vggload/load/checkpoint.hpp>
+
+namespace {
+
+void print_json(const vggload::checkpoint& file, const std::vector<std::string>& digests) {
+  auto tensors = nlohmann::ordered_json::array();
+  for (std::size_t i = 0; i < file.tensors().size(); ++i) {
+    const auto& info = file.tensors()[i];
+    nlohmann::ordered_json entry{{"name", info.name},
+                                 {"dtype", vggload::name_of(info.dtype)},
+                                 {"shape", nlohmann::json::array()},
+                                 {"bytes", info.bytes}};
+    for (const std::uint64_t dim : info.shape.dims()) entry["shape"].push_back(dim);
+    if (!digests.empty()) entry["crc32"] = digests[i];
+    tensors.push_back(std::move(entry));
+  }
+  const nlohmann::ordered_json report{
+      {"file", file.path()}, {"format", file.format()}, {"tensors", std::move(tensors)}};
+  // A file's name need not be UTF-8.
+  const auto text = report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
+  std::printf("%s\n", text.c_str());
+}
+
+void print_table(const vggload::checkpoint& file, const std::vector<std::string>& digests) {
+  std::size_t name_width = 4;
+  std::size_t shape_width = 5;
+  std::uint64_t total = 0;
+  std::vector<std::string> names;
+  std::vector<std::string> shapes;
+  for (const auto& info : file.tensors()) {
+    names.push_back(vggload::printable(info.name));
+    shapes.push_back(to_string(info.shape));
+    name_width = std::max(name_width, names.back().size());
+    shape_width = std::max(shape_width, shapes.back().size());
+    total += info.bytes;
+  }
+  const auto row = [&](const std::string& name, const std::string& type, const std::string& shape,
+                       const std::string& bytes, const std::string& crc) {
+    std::printf("%-*s  %-7s  %-*s  %15s  %s\n", static_cast<int>(name_width), name.c_str(),
+                type.c_str(), static_cast<int>(shape_width), shape.c_str(), bytes.c_str(),
+                crc.c_str());
+  };
+  std::printf("%s: %s, %zu %s, %s bytes of payload in %s\n",
+              vggload::printable(file.path()).c_str(), std::string(file.format()).c_str(),
+              names.size(), names.size() == 1 ? "tensor" : "tensors",
+              command::grouped(total).c_str(), command::grouped(file.file_bytes()).c_str());
+  row("name", "dtype", "shape", "bytes", digests.empty() ? "" : "crc32");
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const auto& info = file.tensors()[i];
+    row(names[i], std::string(vggload::name_of(info.dtype)), shapes[i],
+        command::grouped(info.bytes), digests.empty() ? "" : digests[i]);
+  }
+  for (const auto& [key, value] : file.metadata()) {
+    std::printf("metadata %s = %s\n", vggload::printable(key).c_str(),
+                vggload::printable(value, 200).c_str());
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  CLI::App app("Lists the tensors of a checkpoint in the file's own order.");
+  std::string path;
+  bool json = false;
+  bool with_digests = false;
+  app.add_option("FILE", path, "A safetensors file, or the index of a sharded one")->required();
+  app.add_flag("--json", json, "As JSON");
+  app.add_flag("--digest", with_digests, "With the CRC-32 of each tensor's bytes");
+  return command::run(app, argc, argv, path, [&] {
+    const vggload::checkpoint file = vggload::open_checkpoint(path);
+    std::vector<std::string> digests;
+    if (with_digests) {
+      std::vector<std::byte> window(std::size_t{1} << 20U);
+      for (std::size_t i = 0; i < file.tensors().size(); ++i) {
+        command::crc32 crc;
+        crc.update(file, i, window);
+        digests.push_back(crc.hex());
+      }
+    }
+    if (json) {
+      print_json(file, digests);
+    } else {
+      print_table(file, digests);
+    }
+  });
+} catch (...) {
+  return command::report_error("inspect");
+}

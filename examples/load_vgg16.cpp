@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+// The library's main job: loads a VGG16 checkpoint as FP16 (or another type) in bounded memory and
+// says what it took.
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "command.hpp"
+
+#include <vggload/core/dtype.hpp>
+#include <vggload/load/checkpoint.hpp>
+#include <vggload/memory/process_memory.hpp>
+#include <vggload/vgg16/binding.hpp>
+#include <vggload/vgg16/load.hpp>
+
+namespace {
+
+/// What the report says beside the library's own `load_report`.
+struct measurement {
+  double seconds = 0;                        // opening included
+  std::optional<std::uint64_t> peak_growth;  // nothing where the system does not tell
+};
+
+double gigabytes_per_second(std::uint64_t bytes, double seconds) {
+  return seconds > 0 ? static_cast<double>(bytes) / seconds / 1e9 : 0;
+}
+
+/// The CRC-32 over the loaded bytes. Those that views show in the file are read: a file that is
+/// made shorter meanwhile is an error then, and no SIGBUS.
+std::string digest(const vggload::checkpoint& file, const vggload::vgg16::model<>& model) {
+  const auto layers = model.weights().layers();
+  const auto bound = vggload::vgg16::bind(file, layers.size() > vggload::vgg16::conv_layers);
+  std::vector<std::byte> window(std::size_t{1} << 20U);
+  command::crc32 crc;
+  const auto update = [&](std::size_t tensor, const vggload::tensor_view& view) {
+    if (file.tensors()[tensor].dtype == view.dtype()) {
+      crc.update(file, tensor, window);
+    } else {
+      crc.update(view.bytes());
+    }
+  };
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    update(bound.layers[i].weight, layers[i].weight);
+    update(bound.layers[i].bias, layers[i].bias);
+  }
+  return crc.hex();
+}
+
+void print_json(const vggload::checkpoint& file, const vggload::vgg16::model<>& model,
+                vggload::dtype type, const measurement& measured) {
+  const auto& report = model.report();
+  nlohmann::ordered_json json{
+      {"file", file.path()},
+      {"format", file.format()},
+      {"names", report.family},
+      {"layout", name_of(model.weights().layout())},
+      {"dtype", vggload::name_of(type)},
+      {"tensors", report.tensors},
+      {"parameters", model.weights().parameters()},
+      {"classes", report.classes},
+      {"threads", report.threads},
+      {"seconds", measured.seconds},
+      {"gb_per_second", gigabytes_per_second(file.file_bytes(), measured.seconds)},
+      {"file_bytes", file.file_bytes()},
+      {"destination_bytes", report.destination_bytes},
+      {"copied_bytes", report.copied_bytes},
+      {"mapped_bytes", report.mapped_bytes},
+      {"windows_bytes", report.windows_bytes},
+      {"peak_rss_growth_bytes", nullptr},
+      {"skipped", report.skipped},
+      {"crc32", digest(file, model)}};
+  if (measured.peak_growth) json["peak_rss_growth_bytes"] = *measured.peak_growth;
+  const auto text = json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
+  std::printf("%s\n", text.c_str());
+}
+
+void print_report(const vggload::checkpoint& file, const vggload::vgg16::model<>& model,
+                  vggload::dtype type, const measurement& measured) {
+  using command::grouped;
+  const auto& report = model.report();
+  const auto row = [](const char* label, const std::string& value, const std::string& note = "") {
+    std::printf("  %-20s %15s  %s\n", label, value.c_str(), note.c_str());
+  };
+  const auto number = [](double value) {
+    std::array<char, 32> text;
+    std::snprintf(text.data(), text.size(), "%.3f", value);
+    return std::string(text.data());
+  };
+  std::printf("VGG16 from %s\n", vggload::printable(file.path()).c_str());
+  row("format", std::string(file.format()),
+      std::string(report.family) + " names, " + std::string(name_of(model.weights().layout())) +
+          " layout");
+  row("tensors", std::to_string(report.tensors),
+      grouped(model.weights().parameters()) + " parameters" +
+          (report.classes > 0 ? ", " + grouped(report.classes) + " classes" : ", no top"));
+  row("loaded as", std::string(vggload::name_of(type)),
+      report.threads == 0 ? "mapped, nothing to convert"
+                          : "by " + std::to_string(report.threads) + " threads");
+  row("seconds", number(measured.seconds),
+      number(gigabytes_per_second(file.file_bytes(), measured.seconds)) + " GB/s of the file");
+  row("bytes in the file", grouped(file.file_bytes()));
+  row("at the destination", grouped(report.destination_bytes),
+      "+ " + grouped(report.windows_bytes) + " in windows while loading");
+  if (measured.peak_growth) {
+    const auto extra = static_cast<std::int64_t>(*measured.peak_growth) -
+                       static_cast<std::int64_t>(report.destination_bytes);
+    std::array<char, 64> note;
+    std::snprintf(note.data(), note.size(), "destination %+.2f MiB",
+                  static_cast<double>(extra) / (1 << 20));
+    row("peak resident growth", grouped(*measured.peak_growth), note.data());
+  }
+  row("bytes mapped", grouped(report.mapped_bytes));
+  row("copies of a weight", report.copied_bytes == 0 ? "0" : "1",
+      report.copied_bytes == 0 ? "views into the file" : "the converted one");
+  for (const std::string& name : report.skipped) {
+    row("skipped", "", vggload::printable(name));
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  CLI::App app("Loads a VGG16 checkpoint in bounded memory and reports what it took.");
+  std::string path;
+  bool json = false;
+  bool no_top = false;
+  std::string type_name = "f16";
+  unsigned threads = 0;
+  std::optional<std::uint64_t> memory_limit;
+  const std::map<std::string, vggload::dtype> types{
+      {"f32", vggload::dtype::f32}, {"f16", vggload::dtype::f16}, {"bf16", vggload::dtype::bf16}};
+  app.add_option("FILE", path, "A safetensors file, or the index of a sharded one")->required();
+  app.add_option("--dtype", type_name, "Type of the loaded weights: f32, f16 (default), or bf16")
+      ->check(CLI::IsMember(types))
+      ->type_name("TYPE");
+  app.add_flag("--no-top", no_top, "Without the three dense layers");
+  app.add_option("--memory-limit", memory_limit,
+                 "Most memory for destination and windows, e.g. 300MiB")
+      ->transform(command::byte_size());
+  command::add_threads(app, threads);
+  app.add_flag("--json", json, "The report as JSON");
+  return command::run(app, argc, argv, path, [&] {
+    const vggload::dtype type = types.at(type_name);
+    command::interruption interrupted;
+    command::progress_bar bar("loading");
+    const auto stream = command::stream_options(threads, interrupted, bar);
+
+    vggload::reset_peak_resident();
+    const auto before = vggload::read_process_memory();
+    const auto start = std::chrono::steady_clock::now();
+    const vggload::checkpoint file = vggload::open_checkpoint(path);
+    const auto model = vggload::vgg16::load(file, {.dtype = type,
+                                                   .include_top = !no_top,
+                                                   .threads = threads,
+                                                   .memory_limit = memory_limit,
+                                                   .stop = stream.stop,
+                                                   .progress = stream.progress});
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    const auto after = vggload::read_process_memory();
+    measurement measured{elapsed.count(), std::nullopt};
+    if (before && after) measured.peak_growth = after->peak_resident - before->resident;
+    if (json) {
+      print_json(file, model, type, measured);
+    } else {
+      print_report(file, model, type, measured);
+    }
+  });
+} catch (...) {
+  return command::report_error("load_vgg16");
+}

@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+// The commands as scripts see them: arguments, exit codes, one line of error, files left behind.
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstddef>
+#include <cstring>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <doctest/doctest.h>
+#include <nlohmann/json.hpp>
+
+#include "../support/run_command.hpp"
+#include "../support/safetensors_text.hpp"
+#include "../support/temporary_folder.hpp"
+
+using nlohmann::json;
+using test::command_result;
+using test::run_command;
+
+namespace {
+
+const std::string fixtures = FIXTURES;
+
+/// Exit 1, nothing on stdout, and on stderr one line that begins with the file and has `part`.
+void check_refused(const command_result& result, const std::string& file, std::string_view part) {
+  INFO("stderr: ", result.err);
+  CHECK(result.exit_code == 1);
+  CHECK(result.out.empty());
+  CHECK(result.err.starts_with("error: " + file + ": "));
+  CHECK(std::ranges::count(result.err, '\n') == 1);
+  CHECK(result.err.ends_with('\n'));
+  CHECK(result.err.find(part) != std::string::npos);
+}
+
+/// The header of a safetensors file as plain JSON, not as the library reads it.
+json header_of(const std::string& bytes, std::size_t* data_begin = nullptr) {
+  std::size_t length = 0;
+  for (std::size_t i = 8; i-- > 0;) length = length << 8U | static_cast<unsigned char>(bytes[i]);
+  if (data_begin != nullptr) *data_begin = 8 + length;
+  return json::parse(bytes.substr(8, length));
+}
+
+json run_json(std::vector<std::string> arguments) {
+  const command_result result = run_command(arguments);
+  INFO("stderr: ", result.err);
+  REQUIRE(result.exit_code == 0);
+  CHECK(result.err.empty());
+  return json::parse(result.out);
+}
+
+}  // namespace
+
+TEST_CASE("every command explains itself, and tells wrong usage from refused input") {
+  for (const std::string command : {"make_checkpoint", "inspect", "convert", "load_vgg16"}) {
+    INFO(command);
+    const auto help = run_command({command, "--help"});
+    CHECK(help.exit_code == 0);
+    CHECK(help.out.find("Usage") != std::string::npos);
+    CHECK(help.err.empty());
+    CHECK(run_command({command}).exit_code == 2);
+    CHECK(run_command({command, "--nonsense", "a", "b"}).exit_code == 2);
+    CHECK(run_command({command, "--nonsense", "a", "b"}).out.empty());
+  }
+  CHECK(run_command({"load_vgg16", "f", "--dtype", "f64"}).exit_code == 2);
+  CHECK(run_command({"load_vgg16", "f", "--dtype", "F16"}).exit_code == 2);
+  CHECK(run_command({"load_vgg16", "f", "--threads", "0"}).exit_code == 2);
+  CHECK(run_command({"load_vgg16", "f", "--threads", "x"}).exit_code == 2);
+  for (const std::string limit : {"", "x", "-1", "1KB", "1 KiB x", "0x10", "1.5MiB",
+                                  "99999999999999999999", "99999999999GiB"}) {
+    INFO(limit);
+    CHECK(run_command({"load_vgg16", "f", "--memory-limit", limit}).exit_code == 2);
+  }
+  CHECK(run_command({"convert", "a", "b", "--dtype", "f8"}).exit_code == 2);
+  for (const std::string number :
+       {"", "-1", "+1", "0x10", "1e3", " 1", "1.0", "18446744073709551616"}) {
+    INFO(number);
+    for (const std::string option : {"--seed", "--classes"}) {
+      CHECK(run_command({"make_checkpoint", "/none/a", option, number}).exit_code == 2);
+    }
+    CHECK(run_command({"convert", "/none/a", "/none/b", "--threads", number}).exit_code == 2);
+  }
+  CHECK(run_command({"make_checkpoint", "/none/a", "--seed", "18446744073709551615"}).exit_code ==
+        1);
+  CHECK(run_command({"make_checkpoint", "a", "--classes", "0"}).exit_code == 2);
+  CHECK(run_command({"make_checkpoint", "a", "--classes", "10", "--no-top"}).exit_code == 2);
+}
+
+TEST_CASE("inspect says of each fixture what the real library says") {
+  std::size_t files = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(fixtures)) {
+    const std::string expected = entry.path().string();
+    constexpr std::string_view suffix = ".expected.json";
+    if (!expected.ends_with(suffix)) continue;
+    const std::string file = expected.substr(0, expected.size() - suffix.size());
+    INFO(file);
+    json said = run_json({"inspect", file, "--json", "--digest"});
+    CHECK(said["file"] == file);
+    said.erase("file");
+    CHECK(said == json::parse(test::read_file(expected)));
+    // The table has a line for each tensor too.
+    const auto table = run_command({"inspect", file});
+    CHECK(table.exit_code == 0);
+    CHECK(static_cast<std::size_t>(std::ranges::count(table.out, '\n')) >=
+          2 + said["tensors"].size());
+    ++files;
+  }
+  CHECK(files >= 10);
+}
+
+TEST_CASE("inspect refuses what is broken with one line") {
+  const test::temporary_folder folder;
+  check_refused(run_command({"inspect", folder.file("none")}), folder.file("none"),
+                "cannot open: No such file or directory");
+  check_refused(run_command({"inspect", folder.path().string()}), folder.path().string(),
+                "not a regular file");
+  const std::string cut = folder.write(
+      "cut", test::safetensors(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 7));
+  check_refused(run_command({"inspect", cut, "--json", "--digest"}), cut,
+                "end at byte 8 behind the header, but 7");
+  const std::string two_lines = folder.write(
+      "odd", test::safetensors(R"({"a\nb":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})", 8));
+  check_refused(run_command({"inspect", two_lines}), two_lines,
+                "tensor 'a\\x0ab': F32 [3] needs 12 bytes");
+}
+
+TEST_CASE("convert gives what numpy gives, keeps the rest, and what it writes can be read") {
+  const test::temporary_folder folder;
+  const std::string out = folder.file("out");
+  for (const std::string to : {"f16", "bf16", "f32"}) {
+    for (const std::string from : {"f64", "f32", "f16", "bf16"}) {
+      if (from == to) continue;
+      if (from == "f32" && to == "f32") continue;
+      const std::string stem = fixtures + "/rounding_" + from;
+      for (const std::string threads : {"1", "3"}) {
+        const auto result = run_command(
+            {"convert", stem + ".safetensors", out, "--dtype", to, "--threads", threads});
+        REQUIRE(result.exit_code == 0);
+        CHECK(result.out.empty());
+        CHECK(result.err.empty());  // no bar in a pipe
+        json said = run_json({"inspect", out, "--json", "--digest"});
+        said.erase("file");
+        CHECK(said ==
+              json::parse(test::read_file(stem + "_as_" + to + ".safetensors.expected.json")));
+      }
+    }
+  }
+  for (const std::string file : {"mixed.safetensors", "sharded/model.safetensors.index.json"}) {
+    REQUIRE(run_command({"convert", fixtures + "/" + file, out, "--dtype", "keep"}).exit_code == 0);
+    json said = run_json({"inspect", out, "--json", "--digest"});
+    said.erase("file");
+    CHECK(said == json::parse(test::read_file(fixtures + "/" + file + ".expected.json")));
+  }
+  CHECK(folder.count() == 1);
+}
+
+TEST_CASE("convert changes floating tensors alone, and keeps the file's free text") {
+  const test::temporary_folder folder;
+  const std::string in = fixtures + "/mixed.safetensors";
+  const std::string out = folder.file("out");
+  REQUIRE(run_command({"convert", in, out}).exit_code == 0);
+  const json metadata = header_of(test::read_file(in))["__metadata__"];
+  CHECK_FALSE(metadata.empty());
+  CHECK(header_of(test::read_file(out))["__metadata__"] == metadata);
+  const json before = json::parse(test::read_file(in + ".expected.json"))["tensors"];
+  const json after = run_json({"inspect", out, "--json", "--digest"})["tensors"];
+  REQUIRE(after.size() == before.size());
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    const std::string type = before[i]["dtype"];
+    INFO(before[i].dump());
+    CHECK(after[i]["name"] == before[i]["name"]);
+    if (type == "F64" || type == "F32" || type == "BF16") {
+      CHECK(after[i]["dtype"] == "F16");
+      CHECK(after[i]["shape"] == before[i]["shape"]);
+    } else {
+      CHECK(after[i] == before[i]);
+    }
+  }
+}
+
+TEST_CASE("convert writes through a link, and refuses an empty name") {
+  const test::temporary_folder folder;
+  const std::string in = fixtures + "/mixed.safetensors";
+  const std::string target = folder.write("target", "old");
+  std::filesystem::create_symlink("target", folder.file("link"));
+  REQUIRE(run_command({"convert", in, folder.file("link")}).exit_code == 0);
+  CHECK(std::filesystem::is_symlink(folder.file("link")));
+  CHECK(run_command({"inspect", target}).exit_code == 0);
+  check_refused(run_command({"convert", in, ""}), "''", "not the name of a file");
+  CHECK(folder.count() == 2);
+}
+
+TEST_CASE("a report that cannot be written is an error") {
+  const auto result = run_command({"inspect", fixtures + "/mixed.safetensors", "--json"},
+                                  {.standard_output = "/dev/full"});
+  check_refused(result, "standard output", "cannot write");
+}
+
+TEST_CASE("a conversion that is refused leaves no file") {
+  const test::temporary_folder folder;
+  const std::string out = folder.file("out");
+  const std::string mixed = fixtures + "/mixed.safetensors";
+  check_refused(run_command({"convert", folder.file("none"), out}), folder.file("none"),
+                "cannot open");
+  check_refused(run_command({"convert", mixed, folder.file("no/out")}), folder.file("no/out"),
+                "cannot create");
+  check_refused(run_command({"convert", mixed, "/dev/null"}), "/dev/null", "not a regular file");
+  check_refused(run_command({"convert", fixtures + "/f4.safetensors", out}),
+                fixtures + "/f4.safetensors", "F4 cannot be converted to F16");
+  check_refused(run_command({"convert", mixed, out}, {.file_size = 2000}), out, "cannot");
+  CHECK(folder.count() == 0);
+}
+
+TEST_CASE("a checkpoint without the top goes through all commands") {
+  const test::temporary_folder folder;
+  const std::string file = folder.file("vgg16");
+  REQUIRE(run_command({"make_checkpoint", file, "--no-top", "--seed", "7"}).exit_code == 0);
+  REQUIRE(
+      run_command({"make_checkpoint", folder.file("again"), "--no-top", "--seed", "7"}).exit_code ==
+      0);
+  REQUIRE(run_command({"make_checkpoint", folder.file("other"), "--no-top"}).exit_code == 0);
+  CHECK(test::read_file(file) == test::read_file(folder.file("again")));
+  CHECK(test::read_file(file) != test::read_file(folder.file("other")));
+
+  const json listed = run_json({"inspect", file, "--json"});
+  REQUIRE(listed["tensors"].size() == 26);
+  CHECK(listed["format"] == "safetensors");
+  CHECK(listed["tensors"][0]["name"] == "features.0.weight");
+  CHECK(listed["tensors"][25]["name"] == "features.28.bias");
+  CHECK(listed["tensors"][24]["shape"] == json({512, 512, 3, 3}));
+
+  const json f16 = run_json({"load_vgg16", file, "--no-top", "--json", "--threads", "2"});
+  CHECK(f16["format"] == "safetensors");
+  CHECK(f16["dtype"] == "F16");
+  CHECK(f16["layout"] == "torch");
+  CHECK(f16["tensors"] == 26);
+  CHECK(f16["parameters"] == 14'714'688);
+  CHECK(f16["classes"] == 0);
+  CHECK(f16["file_bytes"] == std::filesystem::file_size(file));
+  CHECK(f16["destination_bytes"] == 2 * 14'714'688);
+  CHECK(f16["copied_bytes"] == 2 * 14'714'688);
+  CHECK(f16["mapped_bytes"] == 0);
+  CHECK(f16["skipped"] == json::array());
+  CHECK(f16["seconds"] > 0);
+  CHECK(f16["peak_rss_growth_bytes"] > 0);
+
+  // Converted by the other command, then mapped: the same bytes, none of them copied.
+  const std::string half = folder.file("half");
+  REQUIRE(run_command({"convert", file, half}).exit_code == 0);
+  const json mapped = run_json({"load_vgg16", half, "--no-top", "--json"});
+  CHECK(mapped["copied_bytes"] == 0);
+  CHECK(mapped["destination_bytes"] == 0);
+  CHECK(mapped["mapped_bytes"] == 2 * 14'714'688);
+  CHECK(mapped["crc32"] == f16["crc32"]);
+
+  // Who looks for the top does not find it.
+  check_refused(run_command({"load_vgg16", file}), file, "missing (6): 'classifier.0.weight'");
+  check_refused(
+      run_command({"load_vgg16", file, "--no-top", "--memory-limit", "28MiB"}), file,
+      "the memory limit of 29360128 bytes cannot be kept: the destination needs 29429376 bytes");
+  CHECK(run_command({"load_vgg16", file, "--no-top", "--memory-limit", "29 MiB"}).exit_code == 0);
+  check_refused(run_command({"load_vgg16", fixtures + "/mixed.safetensors"}),
+                fixtures + "/mixed.safetensors", "none of its");
+}
+
+TEST_CASE("a command that is told to stop stops, and leaves its file whole or not at all") {
+  const test::temporary_folder folder;
+  const std::string in = folder.file("in");
+  REQUIRE(run_command({"make_checkpoint", in, "--no-top"}).exit_code == 0);
+  const std::string out = folder.file("out");
+  std::size_t stopped = 0;
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+    for (const std::vector<std::string>& words :
+         {std::vector<std::string>{"make_checkpoint", out}, {"convert", in, out}}) {
+      for (const unsigned milliseconds : {5U, 10U, 20U, 40U, 80U}) {
+        const auto result = run_command(
+            words, {.signal = signal, .signal_after = std::chrono::milliseconds(milliseconds)});
+        INFO(words.front(), " ", signal, " after ", milliseconds, " ms: ", result.err);
+        // Before it begins to write, a signal ends it as it ends any program.
+        CHECK((result.exit_code == 0 || result.exit_code == 1 || result.exit_code == 128 + signal));
+        if (result.exit_code == 1) {
+          CHECK(result.err.find("cancelled") != std::string::npos);
+          ++stopped;
+        }
+        CHECK(std::filesystem::exists(out) == (result.exit_code == 0));
+        CHECK(folder.count() == (result.exit_code == 0 ? 2 : 1));
+        std::filesystem::remove(out);
+      }
+    }
+  }
+  CHECK(stopped > 0);
+}
+
+TEST_CASE("who ignores a signal, as under nohup, goes on") {
+  const test::temporary_folder folder;
+  const auto result = run_command(
+      {"make_checkpoint", folder.file("out"), "--no-top"},
+      {.signal = SIGHUP, .signal_after = std::chrono::milliseconds(50), .ignores_signal = true});
+  CHECK(result.exit_code == 0);
+  CHECK(folder.count() == 1);
+}
+
+TEST_CASE("the weights of a new checkpoint are He's: normal, of variance 2 / fan_in, biases zero") {
+  const test::temporary_folder folder;
+  const std::string file = folder.file("vgg16");
+  REQUIRE(run_command({"make_checkpoint", file, "--no-top", "--seed", "3"}).exit_code == 0);
+  const std::string bytes = test::read_file(file);
+  std::size_t data_begin = 0;
+  const json header = header_of(bytes, &data_begin);
+  const auto values = [&](const char* name) {
+    const std::size_t begin = header[name]["data_offsets"][0];
+    const std::size_t end = header[name]["data_offsets"][1];
+    std::vector<float> floats((end - begin) / 4);
+    std::memcpy(floats.data(), bytes.data() + data_begin + begin, end - begin);
+    return floats;
+  };
+  struct expectation {
+    const char* name;
+    double fan_in;
+  };
+  for (const expectation& e :
+       {expectation{"features.0.weight", 27}, expectation{"features.12.weight", 256 * 9},
+        expectation{"features.28.weight", 512 * 9}}) {
+    INFO(std::string(e.name));
+    double sum = 0;
+    double squares = 0;
+    double fourths = 0;
+    const auto drawn = values(e.name);
+    for (const float value : drawn) {
+      sum += value;
+      squares += double{value} * value;
+      fourths += double{value} * value * value * value;
+    }
+    // Within five standard errors of what n normal numbers show.
+    const auto n = static_cast<double>(drawn.size());
+    const double variance = 2 / e.fan_in;
+    CHECK(std::abs(sum / n) < 5 * std::sqrt(variance / n));
+    CHECK(std::abs(squares / n / variance - 1) < 5 * std::sqrt(2 / n));
+    CHECK(std::abs(fourths / n / (variance * variance) - 3) < 5 * std::sqrt(96 / n));
+  }
+  for (const float value : values("features.28.bias")) REQUIRE(value == 0);
+}
+
+TEST_CASE("the checkpoint that cannot be written leaves nothing") {
+  const test::temporary_folder folder;
+  check_refused(
+      run_command({"make_checkpoint", folder.file("out"), "--no-top"}, {.file_size = 1'000'000}),
+      folder.file("out"), "cannot reserve");
+  check_refused(run_command({"make_checkpoint", folder.file("no/out")}), folder.file("no/out"),
+                "cannot create");
+  CHECK(folder.count() == 0);
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "temporary_folder.hpp"
+
+namespace test {
+
+struct command_result {
+  int exit_code;  // 128 + the signal's number where one ended it
+  std::string out;
+  std::string err;
+};
+
+/// What a command is put up with.
+struct command_conditions {
+  std::optional<std::uint64_t> address_space = {};  // ulimit -v, in bytes
+  std::optional<std::uint64_t> file_size = {};      // ulimit -f, in bytes
+  std::string standard_output = {};                 // a device instead of a file that is read back
+  int signal = 0;                                   // is sent after a time
+  std::chrono::milliseconds signal_after = {};
+  bool ignores_signal = false;  // as under nohup
+};
+
+/// Runs one of the example commands to its end.
+inline command_result run_command(const std::vector<std::string>& arguments,
+                                  const command_conditions& conditions = {}) {
+  const temporary_folder folder;
+  const std::string out =
+      conditions.standard_output.empty() ? folder.file("out") : conditions.standard_output;
+  const std::string err = folder.file("err");
+  std::vector<std::string> words = arguments;
+  words.front() = std::string(COMMANDS) + "/" + words.front();
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  const ::pid_t child = ::fork();
+  if (child < 0) throw std::runtime_error("no process");
+  if (child == 0) {
+    ::dup2(::open("/dev/null", O_RDONLY), 0);
+    ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT, 0600), 1);
+    ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT, 0600), 2);
+    const auto limit = [](auto which, const std::optional<std::uint64_t>& value) {
+      if (!value) return;
+      const struct ::rlimit both { *value, *value };
+      ::setrlimit(which, &both);
+    };
+    limit(RLIMIT_AS, conditions.address_space);
+    limit(RLIMIT_FSIZE, conditions.file_size);
+    if (conditions.ignores_signal) std::signal(conditions.signal, SIG_IGN);
+    ::execv(argv[0], argv.data());
+    ::_exit(127);
+  }
+  if (conditions.signal != 0) {
+    std::this_thread::sleep_for(conditions.signal_after);
+    ::kill(child, conditions.signal);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status),
+          conditions.standard_output.empty() ? read_file(out) : "", read_file(err)};
+}
+
+}  // namespace test
