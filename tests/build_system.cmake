@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+# Tests of what is not code at run time: headers, layers, refusals of the compiler, consumers, documents.
+
+# Each header alone, in two translation units that are linked: it includes what it needs, and what it defines is
+# inline.
+get_target_property(header_files vggload HEADER_SET)
+add_executable(headers_test cmake/headers_main.cpp)
+target_link_libraries(headers_test PRIVATE vggload_development)
+foreach(header IN LISTS header_files)
+  string(REGEX REPLACE ".*include/" "" header "${header}")
+  string(MAKE_C_IDENTIFIER "${header}" unit)
+  foreach(which IN ITEMS first second)
+    set(source ${CMAKE_CURRENT_BINARY_DIR}/headers/${unit}_${which}.cpp)
+    file(CONFIGURE OUTPUT ${source} CONTENT "#include <@header@>\n#include <@header@>\n" @ONLY)
+    target_sources(headers_test PRIVATE ${source})
+  endforeach()
+endforeach()
+# Nothing is run: optimising would only take time.
+target_compile_options(headers_test PRIVATE -O0)
+add_test(NAME headers_test COMMAND headers_test)
+
+# The include table.
+add_test(NAME layers_test COMMAND ${CMAKE_COMMAND} -D INCLUDE=${PROJECT_SOURCE_DIR}/include -P
+                                  ${CMAKE_CURRENT_SOURCE_DIR}/cmake/layers.cmake)
+# And that it would be seen if the table were broken.
+add_test(NAME layers_test_finds_a_breach
+         COMMAND ${CMAKE_COMMAND} -D INCLUDE=${CMAKE_CURRENT_SOURCE_DIR}/cmake/broken_layers -P
+                 ${CMAKE_CURRENT_SOURCE_DIR}/cmake/layers.cmake)
+set_tests_properties(layers_test_finds_a_breach PROPERTIES PASS_REGULAR_EXPRESSION
+                                                           "core/upward.hpp includes vggload/io/")
+
+# What must not compile, and what the compiler is to say. Each file compiles without its mistake.
+function(add_compile_fail_test name message)
+  get_target_property(json_include nlohmann_json::nlohmann_json INTERFACE_INCLUDE_DIRECTORIES)
+  set(command ${CMAKE_CXX_COMPILER} -std=c++20 -Wall -Werror -fsyntax-only -I${PROJECT_SOURCE_DIR}/include
+              ${CMAKE_CURRENT_SOURCE_DIR}/compile_fail/${name}.cpp)
+  foreach(directory IN LISTS json_include)
+    if(NOT directory STREQUAL "/usr/include" AND NOT directory MATCHES "INSTALL_INTERFACE")
+      list(APPEND command "-I${directory}")
+    endif()
+  endforeach()
+  add_test(NAME compile_fail_${name} COMMAND ${command} -DMISTAKE)
+  set_tests_properties(compile_fail_${name} PROPERTIES PASS_REGULAR_EXPRESSION "${message}")
+  add_test(NAME compile_fail_${name}_control COMMAND ${command})
+endfunction()
+add_compile_fail_test(device_memory_as_host_memory "could not convert|no viable conversion")
+add_compile_fail_test(host_loader_with_device_resource "host_accessible_resource")
+add_compile_fail_test(arena_copy "deleted|implicitly-deleted")
+add_compile_fail_test(view_of_unknown_type "tensor_element")
+add_compile_fail_test(reader_without_read "weight_reader")
+add_compile_fail_test(ignored_allocation "nodiscard")
+add_compile_fail_test(views_of_temporary "deleted")
+
+# Other people's projects.
+function(add_consumer_test name)
+  add_test(
+    NAME consumer_${name}
+    COMMAND
+      ${CMAKE_COMMAND} -D NAME=${name} -D SOURCE=${PROJECT_SOURCE_DIR} -D WORK=${CMAKE_CURRENT_BINARY_DIR}/consumer_${name}
+      -D GENERATOR=${CMAKE_GENERATOR} -D COMPILER=${CMAKE_CXX_COMPILER} -D VERSION=${PROJECT_VERSION} -P
+      ${CMAKE_CURRENT_SOURCE_DIR}/cmake/consumer.cmake)
+endfunction()
+add_consumer_test(add_subdirectory)
+add_consumer_test(fetch_content)
+add_consumer_test(find_package)
+add_consumer_test(wrong_version)
+add_consumer_test(fetched_dependency)
+
+# The README shows the quickstart as it is.
+add_test(NAME readme_test COMMAND ${CMAKE_COMMAND} -D SOURCE=${PROJECT_SOURCE_DIR} -P
+                                  ${CMAKE_CURRENT_SOURCE_DIR}/cmake/readme.cmake)
+
+# nvcc takes the host headers in a .cu file, where there is an nvcc.
+if(CUDAToolkit_FOUND)
+  add_test(
+    NAME headers_in_cuda_test
+    COMMAND
+      ${CUDAToolkit_NVCC_EXECUTABLE} -std=c++20 -ccbin ${CMAKE_CXX_COMPILER} -I${PROJECT_SOURCE_DIR}/include
+      -Werror all-warnings -c ${CMAKE_CURRENT_SOURCE_DIR}/cmake/headers_in_cuda.cu -o
+      ${CMAKE_CURRENT_BINARY_DIR}/headers_in_cuda.o)
+endif()

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+cmake_minimum_required(VERSION 3.25)
+
+# Checks the #include lines of the headers below INCLUDE against the layers: cmake -D INCLUDE=... -P layers.cmake
+# The table is docs/design.md's.
+set(core_may core)
+set(io_may core io)
+set(convert_may core convert)
+set(memory_may core memory)
+set(load_may core io convert memory load)
+set(vgg16_may core io convert memory load vgg16)
+
+# Headers from elsewhere that are not the standard library's, and the only ones that may have them.
+set(io/json_events_may nlohmann/json.hpp)
+set(io/safetensors_writer_may nlohmann/json.hpp)
+set(convert/x86_may cpuid.h immintrin.h)
+set(io_system sys/mman.h sys/stat.h fcntl.h unistd.h)
+set(memory_system sys/mman.h fcntl.h unistd.h)
+
+set(breaches)
+file(GLOB_RECURSE headers RELATIVE ${INCLUDE}/vggload ${INCLUDE}/vggload/*.hpp)
+if(NOT headers)
+  message(FATAL_ERROR "no headers below ${INCLUDE}")
+endif()
+foreach(header IN LISTS headers)
+  if(NOT header MATCHES "/")
+    continue() # the umbrella and the version
+  endif()
+  string(REGEX REPLACE "/.*" "" layer "${header}")
+  string(REGEX REPLACE "\\.hpp$" "" stem "${header}")
+  file(STRINGS ${INCLUDE}/vggload/${header} lines REGEX "^[ \t]*#[ \t]*include")
+  foreach(line IN LISTS lines)
+    string(REGEX REPLACE ".*[<\"](.*)[>\"].*" "\\1" included "${line}")
+    if(included MATCHES "^vggload/([a-z0-9_]+)/")
+      if(NOT CMAKE_MATCH_1 IN_LIST ${layer}_may)
+        list(APPEND breaches "${header} includes ${included}")
+      endif()
+    elseif(included MATCHES "[./]")
+      if(NOT included IN_LIST ${layer}_system AND NOT included IN_LIST ${stem}_may)
+        list(APPEND breaches "${header} includes ${included}")
+      endif()
+    elseif(included MATCHES "^(iostream|regex|filesystem|fstream|sstream)$")
+      # They cost every consumer; nothing here needs them.
+      list(APPEND breaches "${header} includes ${included}")
+    endif()
+  endforeach()
+endforeach()
+if(breaches)
+  list(JOIN breaches "\n  " text)
+  message(FATAL_ERROR "headers include what their layer may not:\n  ${text}")
+endif()
