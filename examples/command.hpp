@@ -136,8 +136,12 @@ class progress_bar {
   explicit progress_bar(std::string_view doing) : doing_(doing), shown_(::isatty(2) == 1) {}
   progress_bar(const progress_bar&) = delete;
   progress_bar& operator=(const progress_bar&) = delete;
-  ~progress_bar() {
+  ~progress_bar() { clear(); }
+
+  /// Takes the bar off the screen: before a report, which would stand behind it otherwise.
+  void clear() {
     if (shown_ && percent_ >= 0) std::fputs("\r\033[K", stderr);
+    percent_ = -1;
   }
 
   void show(std::uint64_t done, std::uint64_t total) {

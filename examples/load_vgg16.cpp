@@ -89,7 +89,7 @@ void print_report(const vggload::checkpoint& file, const vggload::vgg16::model<>
   using command::grouped;
   const auto& report = model.report();
   const auto row = [](const char* label, const std::string& value, const std::string& note = "") {
-    std::printf("  %-20s %15s  %s\n", label, value.c_str(), note.c_str());
+    std::printf("  %-20s %15s%s%s\n", label, value.c_str(), note.empty() ? "" : "  ", note.c_str());
   };
   const auto number = [](double value) {
     std::array<char, 32> text;
@@ -169,6 +169,7 @@ int main(int argc, char** argv) try {
     const auto after = vggload::read_process_memory();
     measurement measured{elapsed.count(), std::nullopt};
     if (before && after) measured.peak_growth = after->peak_resident - before->resident;
+    bar.clear();
     if (json) {
       print_json(file, model, type, measured);
     } else {

@@ -196,6 +196,20 @@ TEST_CASE("convert writes through a link, and refuses an empty name") {
   CHECK(folder.count() == 2);
 }
 
+TEST_CASE("a terminal shows progress, and only the report in the end") {
+  const test::temporary_folder folder;
+  const std::string file = folder.file("vgg16");
+  const auto made = run_command({"make_checkpoint", file, "--no-top"}, {.on_terminal = true});
+  REQUIRE(made.exit_code == 0);
+  CHECK(made.out.find("\rwriting [####") != std::string::npos);
+  CHECK(made.out.ends_with("\r\033[K"));
+  const auto loaded = run_command({"load_vgg16", file, "--no-top"}, {.on_terminal = true});
+  REQUIRE(loaded.exit_code == 0);
+  CHECK(loaded.out.find("\rloading [") != std::string::npos);
+  CHECK(loaded.out.find("100 %\r\033[KVGG16 from ") != std::string::npos);
+  CHECK(std::ranges::count(loaded.out, '\033') == 1);
+}
+
 TEST_CASE("a report that cannot be written is an error") {
   const auto result = run_command({"inspect", fixtures + "/mixed.safetensors", "--json"},
                                   {.standard_output = "/dev/full"});
