@@ -25,7 +25,7 @@ void print_json(const vggload::checkpoint& file, const std::vector<std::string>&
   for (std::size_t i = 0; i < file.tensors().size(); ++i) {
     const auto& info = file.tensors()[i];
     nlohmann::ordered_json entry{{"name", info.name},
-                                 {"dtype", vggload::name_of(info.dtype)},
+                                 {"dtype", dtype_name(info)},
                                  {"shape", nlohmann::json::array()},
                                  {"bytes", info.bytes}};
     for (const std::uint64_t dim : info.shape.dims()) entry["shape"].push_back(dim);
@@ -65,7 +65,7 @@ void print_table(const vggload::checkpoint& file, const std::vector<std::string>
   row("name", "dtype", "shape", "bytes", digests.empty() ? "" : "crc32");
   for (std::size_t i = 0; i < names.size(); ++i) {
     const auto& info = file.tensors()[i];
-    row(names[i], std::string(vggload::name_of(info.dtype)), shapes[i],
+    row(names[i], std::string(dtype_name(info)), shapes[i],
         command::grouped(info.bytes), digests.empty() ? "" : digests[i]);
   }
   for (const auto& [key, value] : file.metadata()) {

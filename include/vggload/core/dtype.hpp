@@ -11,8 +11,9 @@
 
 namespace vggload {
 
-/// The type of a tensor's elements. All types that safetensors can hold, so that any of its files
-/// can be listed.
+/// The type of a tensor's elements: all types that safetensors can hold, so that any of its files
+/// can be listed, and `opaque`, elements that can be named but not read (quantised blocks, pickled
+/// objects).
 enum class dtype : std::uint8_t {
   boolean,
   f4,
@@ -36,6 +37,7 @@ enum class dtype : std::uint8_t {
   f64,
   i64,
   u64,
+  opaque,
 };
 
 namespace detail {
@@ -47,23 +49,23 @@ struct dtype_traits {
 };
 
 // In the order of `dtype`. Names and widths: `Dtype` of the safetensors crate.
-inline constexpr std::array<dtype_traits, 22> dtype_table{{
+inline constexpr std::array<dtype_traits, 23> dtype_table{{
     {"BOOL", 8, false},   {"F4", 4, true},          {"F6_E2M3", 6, true},     {"F6_E3M2", 6, true},
     {"U8", 8, false},     {"I8", 8, false},         {"F8_E5M2", 8, true},     {"F8_E4M3", 8, true},
     {"F8_E8M0", 8, true}, {"F8_E4M3FNUZ", 8, true}, {"F8_E5M2FNUZ", 8, true}, {"I16", 16, false},
     {"U16", 16, false},   {"F16", 16, true},        {"BF16", 16, true},       {"I32", 32, false},
     {"U32", 32, false},   {"F32", 32, true},        {"C64", 64, false},       {"F64", 64, true},
-    {"I64", 64, false},   {"U64", 64, false},
+    {"I64", 64, false},   {"U64", 64, false},       {"", 0, false},
 }};
 
 }  // namespace detail
 
-/// The spelling that safetensors uses: "F32", "BF16", "I64", ...
+/// The spelling that safetensors uses: "F32", "BF16", "I64", ...; empty for `opaque`.
 [[nodiscard]] constexpr std::string_view name_of(dtype type) noexcept {
   return detail::dtype_table[static_cast<std::size_t>(type)].name;
 }
 
-/// Bits of one element; 4 and 6 exist, so a tensor's bytes are `elements * bits / 8`.
+/// Bits of one element; 4 and 6 exist, so a tensor's bytes are `elements * bits / 8`. 0 for `opaque`.
 [[nodiscard]] constexpr unsigned bits_of(dtype type) noexcept {
   return detail::dtype_table[static_cast<std::size_t>(type)].bits;
 }
@@ -75,7 +77,7 @@ inline constexpr std::array<dtype_traits, 22> dtype_table{{
 
 /// The dtype with this (safetensors) name; nothing for an unknown one.
 [[nodiscard]] constexpr std::optional<dtype> dtype_from_name(std::string_view name) noexcept {
-  for (std::size_t i = 0; i < detail::dtype_table.size(); ++i) {
+  for (std::size_t i = 0; i < static_cast<std::size_t>(dtype::opaque); ++i) {
     if (detail::dtype_table[i].name == name) return static_cast<dtype>(i);
   }
   return std::nullopt;

@@ -62,6 +62,10 @@ class shape {
   return text += ']';
 }
 
+/// How the elements of a dense tensor follow each other: with the last axis running fastest
+/// (row-major, C) or the first one (column-major, Fortran).
+enum class element_order : std::uint8_t { row_major, column_major };
+
 /// Bytes that a dense tensor occupies; nothing where they exceed 64 bits or are not whole bytes.
 [[nodiscard]] inline std::optional<std::uint64_t> bytes_of(dtype type, const shape& dims) noexcept {
   const auto elements = dims.elements();

@@ -13,16 +13,17 @@
 
 namespace vggload {
 
-/// A dense, row-major, read-only tensor whose bytes belong to somebody else (a mapped file, an
+/// A dense, read-only tensor whose bytes belong to somebody else (a mapped file, an
 /// arena): never owns, never copies, and is valid as long as those bytes are.
 class tensor_view {
  public:
   tensor_view() = default;
 
-  /// `bytes` holds exactly the elements of `dims`. Throws `error` with the two numbers where it
-  /// does not.
-  tensor_view(vggload::dtype type, vggload::shape dims, std::span<const std::byte> bytes)
-      : dtype_(type), shape_(std::move(dims)), bytes_(bytes) {
+  /// `bytes` holds exactly the elements of `dims`, in `order`. Throws `error` with the two numbers
+  /// where it does not.
+  tensor_view(vggload::dtype type, vggload::shape dims, std::span<const std::byte> bytes,
+              element_order order = element_order::row_major)
+      : dtype_(type), order_(order), shape_(std::move(dims)), bytes_(bytes) {
     if (bytes_of(dtype_, shape_) != bytes_.size()) {
       throw error("a view of " + std::to_string(bytes_.size()) + " bytes cannot show " +
                   std::string(name_of(dtype_)) + " " + to_string(shape_));
@@ -32,8 +33,11 @@ class tensor_view {
   [[nodiscard]] vggload::dtype dtype() const noexcept { return dtype_; }
   [[nodiscard]] const vggload::shape& shape() const noexcept { return shape_; }
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
+  /// A row-major [in, out] matrix is a column-major [out, in] one: a layout that a file has is kept
+  /// and told here, not copied into another.
+  [[nodiscard]] element_order order() const noexcept { return order_; }
 
-  /// The elements. Throws `error` where the tensor is not of this type, or where its first byte is
+  /// The elements, in `order()`. Throws `error` where the tensor is not of this type, or where its first byte is
   /// not aligned for it (old safetensors files allow that; `vgg16::load` copies such tensors).
   template <tensor_element T>
   [[nodiscard]] std::span<const T> values() const {
@@ -56,6 +60,7 @@ class tensor_view {
 
  private:
   vggload::dtype dtype_ = vggload::dtype::f32;
+  element_order order_ = element_order::row_major;
   vggload::shape shape_{0};
   std::span<const std::byte> bytes_;
 };

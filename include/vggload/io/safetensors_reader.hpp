@@ -224,9 +224,10 @@ class safetensors_reader {
     }
   }
 
-  /// Whether a file that begins with these bytes (up to 16) is meant to be one: the length's upper
+  /// Whether a file that begins with these bytes is meant to be one: the length's upper
   /// half is zero, or a JSON object begins behind it.
-  [[nodiscard]] static bool matches(std::span<const std::byte> head) noexcept {
+  [[nodiscard]] static bool matches(const input_file& /*file*/,
+                                    std::span<const std::byte> head) noexcept {
     if (head.size() < detail::safetensors_length_bytes) return false;
     const bool small_length =
         std::ranges::all_of(head.subspan(4, 4), [](std::byte b) { return b == std::byte{0}; });
@@ -244,12 +245,7 @@ class safetensors_reader {
   [[nodiscard]] std::span<const metadata_entry> metadata() const noexcept { return metadata_; }
 
   void read(std::size_t tensor, std::uint64_t offset, std::span<std::byte> out) const {
-    if (!in_bounds(offset, out.size(), tensors_[tensor].bytes)) {
-      throw error(printable(path()) + ": tensor " + in_quotes(tensors_[tensor].name) + " has " +
-                  std::to_string(tensors_[tensor].bytes) + " bytes, so " +
-                  std::to_string(out.size()) + " from offset " + std::to_string(offset) +
-                  " cannot be read");
-    }
+    detail::check_window(path(), tensors_[tensor], offset, out.size());
     file_->read_at(offsets_[tensor] + offset, out);
   }
 

@@ -152,7 +152,8 @@ class sharded_safetensors_reader {
 
   /// Whether a file that begins with these bytes is meant to be a shard index: JSON text, an
   /// object.
-  [[nodiscard]] static bool matches(std::span<const std::byte> head) noexcept {
+  [[nodiscard]] static bool matches(const input_file& /*file*/,
+                                    std::span<const std::byte> head) noexcept {
     const auto first = std::ranges::find_if_not(head, detail::is_json_white_space);
     return first != head.end() ? *first == std::byte{'{'} : !head.empty();
   }

@@ -10,18 +10,32 @@
 #include <string_view>
 #include <utility>
 
+#include <vggload/core/checked.hpp>
 #include <vggload/core/dtype.hpp>
+#include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
 
 namespace vggload {
 
-/// What a file says of one of its tensors. `bytes` is the dense payload: elements * bits / 8.
+/// What a file says of one of its tensors.
 struct tensor_info {
   std::string name;
   vggload::dtype dtype;
   vggload::shape shape;
+  /// Of the dense payload: elements * bits / 8. For opaque elements what they take in the file.
   std::uint64_t bytes;
+  /// Of the elements in the payload.
+  element_order order = element_order::row_major;
+  /// Compressed: what is read onwards costs once, what is read again from the start on costs anew.
+  bool sequential = false;
+  /// The file's own name of elements that are opaque: "Q4_0", "object".
+  std::string foreign_dtype = {};
 };
+
+/// The name of a tensor's element type, whether the library can read it or not.
+[[nodiscard]] inline std::string_view dtype_name(const tensor_info& info) noexcept {
+  return info.dtype == dtype::opaque ? std::string_view(info.foreign_dtype) : name_of(info.dtype);
+}
 
 /// Free text that a file carries beside its tensors ("format" -> "pt").
 using metadata_entry = std::pair<std::string, std::string>;
@@ -32,11 +46,12 @@ using metadata_entry = std::pair<std::string, std::string>;
 /// - `file_bytes()`: the size of the file, or of all files where there are several.
 /// - `tensors()`: in the file's own listing order. A tensor's index in it is its handle.
 /// - `metadata()`: the file's free text, empty for formats without.
-/// - `read(tensor, offset, out)` fills `out` with the payload's bytes from `offset` on: row-major,
-///   little-endian. Throws `io_error`. From several threads at once.
-/// - `view(tensor)` gives the whole payload in place, or nothing where it does not lie whole in the
-///   file (compressed, in pieces) or the file cannot be mapped. Valid as long as the reader is,
-///   which may be moved meanwhile.
+/// - `read(tensor, offset, out)` fills `out` with the payload's bytes from `offset` on: dense, in
+///   the order that `tensors()` says, little-endian. Throws `io_error`, and `unsupported_error` for
+///   opaque elements. From several threads at once.
+/// - `view(tensor)` gives the whole payload in place, or nothing where it does not lie so in the
+///   file (compressed, in pieces, strided, big-endian) or the file cannot be mapped. Valid as long
+///   as the reader is, which may be moved meanwhile.
 template <class R>
 concept weight_reader = std::movable<R> &&
     requires(const R& reader, std::size_t tensor, std::uint64_t offset, std::span<std::byte> out) {
@@ -48,5 +63,24 @@ concept weight_reader = std::movable<R> &&
   { reader.read(tensor, offset, out) } -> std::same_as<void>;
   { reader.view(tensor) } -> std::same_as<std::optional<std::span<const std::byte>>>;
 };
+
+namespace detail {
+
+/// Refuses what no `read` can give: opaque elements, and bytes outside the payload.
+inline void check_window(std::string_view path, const tensor_info& info, std::uint64_t offset,
+                         std::uint64_t count) {
+  const auto subject = [&] { return printable(path) + ": tensor " + in_quotes(info.name); };
+  if (info.dtype == dtype::opaque) {
+    throw unsupported_error(subject() + ": its elements, " + in_quotes(info.foreign_dtype) +
+                            ", cannot be read");
+  }
+  if (!in_bounds(offset, count, info.bytes)) {
+    throw error(subject() + " has " + std::to_string(info.bytes) + " bytes, so " +
+                std::to_string(count) + " from offset " + std::to_string(offset) +
+                " cannot be read");
+  }
+}
+
+}  // namespace detail
 
 }  // namespace vggload

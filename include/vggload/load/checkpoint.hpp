@@ -107,8 +107,9 @@ class checkpoint {
 
 static_assert(weight_reader<checkpoint>);
 
-/// The readers that `open_checkpoint` may try, in this order. Each has `matches(head)`, which looks
-/// at a file's first bytes, and is made from an `input_file`.
+/// The readers that `open_checkpoint` may try, in this order. Each has `matches(file, head)`, which
+/// looks at a file's first bytes (up to 64) and further where these do not tell, and is made from
+/// an `input_file`.
 template <class... Readers>
 struct reader_list {};
 
@@ -134,13 +135,13 @@ namespace detail {
 
 template <class... Readers>
 [[nodiscard]] checkpoint open_with(reader_list<Readers...>, input_file file) {
-  std::array<std::byte, 16> buffer;
+  std::array<std::byte, 64> buffer;
   const auto head = std::span(buffer).first(
       static_cast<std::size_t>(std::min<std::uint64_t>(file.size(), buffer.size())));
   file.read_at(0, head);
   std::optional<checkpoint> opened;
   const auto attempt = [&]<class Reader>(std::type_identity<Reader>) {
-    if (!Reader::matches(head)) return false;
+    if (!Reader::matches(file, head)) return false;
     opened = checkpoint::from(Reader(std::move(file)));
     return true;
   };

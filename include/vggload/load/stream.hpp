@@ -110,6 +110,7 @@ template <weight_reader Reader>
       throw unsupported_error(printable(reader.path()) + ": tensor " + in_quotes(info.name) + ": " +
                               what);
     };
+    check_window(reader.path(), info, 0, 0);
     resolved_transfer r{t.tensor, t.destination, 0, 1, 1, nullptr};
     std::uint64_t bytes = info.bytes;
     if (info.dtype != t.to) {

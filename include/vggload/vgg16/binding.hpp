@@ -98,8 +98,7 @@ class complaint_list {
 };
 
 [[nodiscard]] inline std::string describe(const tensor_info& info) {
-  return in_quotes(info.name) + " " + std::string(name_of(info.dtype)) + " " +
-         to_string(info.shape);
+  return in_quotes(info.name) + " " + std::string(dtype_name(info)) + " " + to_string(info.shape);
 }
 
 /// An optimizer's step or a counter: no weight, and no reason to refuse a file.
@@ -194,6 +193,8 @@ class binder {
     const tensor_info& info = tensors_[*place];
     for (const shape& candidate : wanted) {
       if (info.shape != candidate) continue;
+      // Another shape of the same bytes is one in row-major order alone.
+      if (info.order != element_order::row_major && candidate != wanted.front()) continue;
       if (find_conversion(info.dtype, dtype::f32) != nullptr) return place;
       misshapen_.add(describe(info) + ", whose elements cannot be weights");
       return std::nullopt;

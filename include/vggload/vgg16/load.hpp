@@ -118,7 +118,7 @@ struct loaded_tensor {
     const auto bytes = bytes_of(type, dims);
     if (!bytes || find_conversion(info.dtype, type) == nullptr) {
       throw unsupported_error(printable(source.path()) + ": tensor " + in_quotes(info.name) + ": " +
-                              std::string(name_of(info.dtype)) + " " + to_string(info.shape) +
+                              std::string(dtype_name(info)) + " " + to_string(info.shape) +
                               " cannot be loaded as " + std::string(name_of(type)));
     }
     tensor.bytes = *bytes;
@@ -198,8 +198,9 @@ template <host_accessible_resource Resource>
   transfers.reserve(tensors.size());
   views.reserve(tensors.size());
   for (const loaded_tensor& tensor : tensors) {
+    const element_order order = source.tensors()[tensor.index].order;
     if (tensor.mapped) {
-      views.emplace_back(options.dtype, *tensor.dims, *tensor.mapped);
+      views.emplace_back(options.dtype, *tensor.dims, *tensor.mapped, order);
       report.mapped_bytes += tensor.bytes;
       continue;
     }
@@ -207,7 +208,7 @@ template <host_accessible_resource Resource>
         source.tensors()[tensor.index].name, static_cast<std::size_t>(tensor.bytes), alignment);
     transfers.push_back({tensor.index, options.dtype,
                          static_cast<std::uint64_t>(place.data() - memory.block().data())});
-    views.emplace_back(options.dtype, *tensor.dims, place);
+    views.emplace_back(options.dtype, *tensor.dims, place, order);
   }
 
   if (!transfers.empty()) {
