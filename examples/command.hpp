@@ -25,7 +25,9 @@
 
 #include <vggload/core/checked.hpp>
 #include <vggload/core/error.hpp>
+#include <vggload/core/tensor_view.hpp>
 #include <vggload/load/checkpoint.hpp>
+#include <vggload/load/row_major.hpp>
 #include <vggload/load/stream.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 
@@ -199,19 +201,30 @@ inline vggload::stream_options stream_options(unsigned threads, interruption& in
           }};
 }
 
+/// What a digest reads at a time: long runs also of what is column-major in the file.
+inline constexpr std::size_t digest_window_bytes = std::size_t{4} << 20U;
+
 /// zlib's CRC-32, continued over several ranges of bytes.
 class crc32 {
  public:
   void update(std::span<const std::byte> bytes) {
     value_ = ::crc32_z(value_, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size());
   }
-  /// Of a whole tensor, read window by window.
+  /// Of a whole tensor's elements in row-major order, read window by window.
   void update(const vggload::checkpoint& file, std::size_t tensor, std::span<std::byte> window) {
     const std::uint64_t bytes = file.tensors()[tensor].bytes;
     for (std::uint64_t offset = 0; offset < bytes; offset += window.size()) {
       const auto part = window.first(
           static_cast<std::size_t>(std::min<std::uint64_t>(window.size(), bytes - offset)));
-      file.read(tensor, offset, part);
+      vggload::read_row_major(file, tensor, offset, part);
+      update(part);
+    }
+  }
+  /// Of what a view shows, in row-major order.
+  void update(const vggload::tensor_view& view, std::span<std::byte> window) {
+    for (std::size_t offset = 0; offset < view.bytes().size(); offset += window.size()) {
+      const auto part = window.first(std::min(window.size(), view.bytes().size() - offset));
+      vggload::read_row_major(view, offset, part);
       update(part);
     }
   }

@@ -11,6 +11,8 @@
 #include <vggload/core/dtype.hpp>
 #include <vggload/load/checkpoint.hpp>
 #include <vggload/load/convert_checkpoint.hpp>
+#include <vggload/vgg16/convert_layout.hpp>
+#include <vggload/vgg16/names.hpp>
 
 int main(int argc, char** argv) try {
   CLI::App app(
@@ -29,14 +31,26 @@ int main(int argc, char** argv) try {
   app.add_option("--dtype", type_name, "f32, f16 (default), bf16, or keep")
       ->check(CLI::IsMember(types))
       ->type_name("TYPE");
+  const std::map<std::string, vggload::vgg16::weight_layout> layouts{
+      {"torch", vggload::vgg16::weight_layout::torch},
+      {"keras", vggload::vgg16::weight_layout::keras}};
+  std::string layout_name;
+  app.add_option("--layout", layout_name,
+                 "Of a VGG16: its weights in the layout, and under the names, of torch or keras")
+      ->check(CLI::IsMember(layouts))
+      ->type_name("LAYOUT");
   command::add_threads(app, threads);
   return command::run(app, argc, argv, in, [&] {
     type = types.at(type_name);
     const vggload::checkpoint source = vggload::open_checkpoint(in);
     command::interruption interrupted;
     command::progress_bar bar("converting");
-    vggload::convert_checkpoint(source, out, type,
-                                command::stream_options(threads, interrupted, bar));
+    const auto options = command::stream_options(threads, interrupted, bar);
+    if (layout_name.empty()) {
+      vggload::convert_checkpoint(source, out, type, options);
+    } else {
+      vggload::vgg16::convert_layout(source, out, layouts.at(layout_name), type, options);
+    }
   });
 } catch (...) {
   return command::report_error("convert");

@@ -29,7 +29,7 @@ void print_json(const vggload::checkpoint& file, const std::vector<std::string>&
                                  {"shape", nlohmann::json::array()},
                                  {"bytes", info.bytes}};
     for (const std::uint64_t dim : info.shape.dims()) entry["shape"].push_back(dim);
-    if (!digests.empty()) entry["crc32"] = digests[i];
+    if (!digests[i].empty()) entry["crc32"] = digests[i];
     tensors.push_back(std::move(entry));
   }
   const nlohmann::ordered_json report{
@@ -39,7 +39,8 @@ void print_json(const vggload::checkpoint& file, const std::vector<std::string>&
   std::printf("%s\n", text.c_str());
 }
 
-void print_table(const vggload::checkpoint& file, const std::vector<std::string>& digests) {
+void print_table(const vggload::checkpoint& file, const std::vector<std::string>& digests,
+                 bool with_digests) {
   std::size_t name_width = 4;
   std::size_t shape_width = 5;
   std::uint64_t total = 0;
@@ -62,11 +63,11 @@ void print_table(const vggload::checkpoint& file, const std::vector<std::string>
               vggload::printable(file.path()).c_str(), std::string(file.format()).c_str(),
               names.size(), names.size() == 1 ? "tensor" : "tensors",
               command::grouped(total).c_str(), command::grouped(file.file_bytes()).c_str());
-  row("name", "dtype", "shape", "bytes", digests.empty() ? "" : "crc32");
+  row("name", "dtype", "shape", "bytes", with_digests ? "crc32" : "");
   for (std::size_t i = 0; i < names.size(); ++i) {
     const auto& info = file.tensors()[i];
-    row(names[i], std::string(dtype_name(info)), shapes[i],
-        command::grouped(info.bytes), digests.empty() ? "" : digests[i]);
+    row(names[i], std::string(dtype_name(info)), shapes[i], command::grouped(info.bytes),
+        digests[i]);
   }
   for (const auto& [key, value] : file.metadata()) {
     std::printf("metadata %s = %s\n", vggload::printable(key).c_str(),
@@ -86,19 +87,21 @@ int main(int argc, char** argv) try {
   app.add_flag("--digest", with_digests, "With the CRC-32 of each tensor's bytes");
   return command::run(app, argc, argv, path, [&] {
     const vggload::checkpoint file = vggload::open_checkpoint(path);
-    std::vector<std::string> digests;
+    // Empty for what cannot be read.
+    std::vector<std::string> digests(file.tensors().size());
     if (with_digests) {
-      std::vector<std::byte> window(std::size_t{1} << 20U);
+      std::vector<std::byte> window(command::digest_window_bytes);
       for (std::size_t i = 0; i < file.tensors().size(); ++i) {
+        if (file.tensors()[i].dtype == vggload::dtype::opaque) continue;
         command::crc32 crc;
         crc.update(file, i, window);
-        digests.push_back(crc.hex());
+        digests[i] = crc.hex();
       }
     }
     if (json) {
       print_json(file, digests);
     } else {
-      print_table(file, digests);
+      print_table(file, digests, with_digests);
     }
   });
 } catch (...) {

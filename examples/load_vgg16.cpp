@@ -35,18 +35,18 @@ double gigabytes_per_second(std::uint64_t bytes, double seconds) {
   return seconds > 0 ? static_cast<double>(bytes) / seconds / 1e9 : 0;
 }
 
-/// The CRC-32 over the loaded bytes. Those that views show in the file are read: a file that is
+/// The CRC-32 over the loaded elements, row-major. Those that views show in the file are read: a file that is
 /// made shorter meanwhile is an error then, and no SIGBUS.
 std::string digest(const vggload::checkpoint& file, const vggload::vgg16::model<>& model) {
   const auto layers = model.weights().layers();
   const auto bound = vggload::vgg16::bind(file, layers.size() > vggload::vgg16::conv_layers);
-  std::vector<std::byte> window(std::size_t{1} << 20U);
+  std::vector<std::byte> window(command::digest_window_bytes);
   command::crc32 crc;
   const auto update = [&](std::size_t tensor, const vggload::tensor_view& view) {
     if (file.tensors()[tensor].dtype == view.dtype()) {
       crc.update(file, tensor, window);
     } else {
-      crc.update(view.bytes());
+      crc.update(view, window);
     }
   };
   for (std::size_t i = 0; i < layers.size(); ++i) {

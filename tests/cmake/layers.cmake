@@ -11,6 +11,7 @@ set(load_may core io convert memory load)
 set(vgg16_may core io convert memory load vgg16)
 
 # Headers from elsewhere that are not the standard library's, and the only ones that may have them.
+set(io/inflate_may zlib.h)
 set(io/json_events_may nlohmann/json.hpp)
 set(io/safetensors_writer_may nlohmann/json.hpp)
 set(convert/x86_may cpuid.h immintrin.h)

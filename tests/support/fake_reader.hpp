@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -30,6 +31,9 @@ class fake_reader {
   struct record {
     std::atomic<std::uint64_t> reads = 0;
     std::atomic<std::uint64_t> largest_read = 0;
+    // Reads that did not begin where the tensor's last one ended.
+    std::atomic<std::uint64_t> backward_reads = 0;
+    std::array<std::atomic<std::uint64_t>, 64> last_end = {};
     // The number of the read that fails, and of the one that requests a stop. Reads behind either
     // are slow, so that a test sees whether the other threads end although the one that knows is
     // kept waiting.
@@ -73,6 +77,10 @@ class fake_reader {
     std::uint64_t largest = record_->largest_read;
     while (largest < out.size() &&
            !record_->largest_read.compare_exchange_weak(largest, out.size())) {
+    }
+    if (tensor < record_->last_end.size() &&
+        record_->last_end[tensor].exchange(offset + out.size()) != offset) {
+      ++record_->backward_reads;
     }
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = byte_at(tensor, offset + i);
   }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <span>
 #include <string>
@@ -89,6 +91,66 @@ TEST_CASE("every byte gets to its place, for any number of threads and size of w
         CHECK(report.read_bytes == reader.file_bytes());
         CHECK(report.written_bytes == wanted.expected.size() - 7 * tensors.size());
         CHECK(report.threads == threads);
+      }
+    }
+  }
+}
+
+TEST_CASE("a sequential tensor is read by one thread, from its start to its end") {
+  auto tensors = mixed_tensors();
+  for (auto& info : tensors) info.sequential = true;
+  const layout wanted = lay_out(tensors, dtype::f16, 0);
+  for (const unsigned threads : {1U, 4U}) {
+    const fake_reader reader(tensors);
+    std::vector<std::byte> out(wanted.expected.size());
+    std::vector<std::byte> windows(threads * std::size_t{4096});
+    memory_sink sink(out);
+    stream(reader, wanted.transfers, sink, windows, {.threads = threads});
+    CHECK(out == wanted.expected);
+    CHECK(reader.history()->backward_reads == 0);
+  }
+}
+
+TEST_CASE("what is column-major in a file becomes row-major in a converted one") {
+  const test::temporary_folder folder;
+  const std::vector<std::uint64_t> dims{70, 3, 1, 41, 2};
+  std::uint64_t elements = 1;
+  for (const std::uint64_t dim : dims) elements *= dim;
+  for (const bool sequential : {false, true}) {
+    for (const auto to : {std::optional<dtype>(), std::optional(dtype::f16)}) {
+      std::vector<tensor_info> tensors{fake_reader::info("before", dtype::f32, {5}),
+                                       fake_reader::info("matrix", dtype::f32, shape(dims)),
+                                       fake_reader::info("bytes", dtype::u8, shape(dims)),
+                                       fake_reader::info("empty", dtype::f32, {3, 0, 2})};
+      for (auto& info : tensors) {
+        info.order = element_order::column_major;
+        info.sequential = sequential;
+      }
+      const fake_reader reader(tensors);
+      const std::string path = folder.file("out");
+      convert_checkpoint(checkpoint::from(reader), path, to, {.threads = 2});
+      const checkpoint out = open_checkpoint(path);
+      if (sequential) CHECK(reader.history()->backward_reads == 0);
+      for (std::size_t t = 1; t < 3; ++t) {
+        const dtype type = is_floating(tensors[t].dtype) && to ? *to : tensors[t].dtype;
+        const auto expected = expected_bytes(tensors[t], t, type);
+        const std::size_t size = bits_of(type) / 8;
+        const auto got = out.view(t).value();
+        REQUIRE(got.size() == expected.size());
+        std::size_t wrong = 0;
+        for (std::uint64_t e = 0; e < elements; ++e) {
+          // Row-major: the last axis runs fastest; in the file the first one does.
+          std::uint64_t rest = e;
+          std::array<std::uint64_t, 5> index{};
+          for (std::size_t axis = 5; axis-- > 0;) {
+            index[axis] = rest % dims[axis];
+            rest /= dims[axis];
+          }
+          std::uint64_t place = 0;
+          for (std::size_t axis = 5; axis-- > 0;) place = place * dims[axis] + index[axis];
+          wrong += std::memcmp(&got[e * size], &expected[place * size], size) == 0 ? 0U : 1U;
+        }
+        CHECK(wrong == 0);
       }
     }
   }

@@ -20,6 +20,7 @@
 #include <vggload/memory/counting_resource.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 #include <vggload/vgg16/binding.hpp>
+#include <vggload/vgg16/convert_layout.hpp>
 #include <vggload/vgg16/layers.hpp>
 #include <vggload/vgg16/load.hpp>
 #include <vggload/vgg16/names.hpp>
@@ -257,12 +258,17 @@ TEST_CASE("FP32 from an FP32 file is views, and no memory at all") {
   }
 }
 
-TEST_CASE("tensors that are not aligned in the file are copied, not shown") {
+TEST_CASE("tensors that are not aligned in the file are shown as bytes, or copied on request") {
   const test::temporary_folder folder;
-  memory_counts counts;
+  const std::string path = write_features(folder, 1);
+  const auto mapped = vgg16::load(path, {.dtype = dtype::f32, .include_top = false});
+  CHECK(mapped.report().copied_bytes == 0);
+  CHECK(shows(mapped.weights().layers()[12].weight, 25, dtype::f32));
+  CHECK(message_of<error>([&] {
+          (void)mapped.weights().layers()[12].weight.values<float>();
+        }).find("not aligned") != std::string::npos);
   const auto model =
-      vgg16::load(write_features(folder, 1), {.dtype = dtype::f32, .include_top = false},
-                  counting_resource<>(counts));
+      vgg16::load(path, {.dtype = dtype::f32, .include_top = false, .aligned = true});
   CHECK(model.report().skipped == std::vector<std::string>{"step"});
   CHECK(model.report().mapped_bytes == 0);
   CHECK(model.report().copied_bytes == 4 * 14'714'688);
@@ -316,4 +322,112 @@ TEST_CASE("a type that nothing converts to is refused") {
   CHECK(message_of<unsupported_error>([&] {
           (void)vgg16::load(source, {.dtype = dtype::i8, .include_top = false});
         }) == "fake file: tensor 'features.0.weight': F32 [64, 3, 3, 3] cannot be loaded as I8");
+}
+
+namespace {
+
+/// Element `place` of tensor `index` of a fake file.
+std::uint32_t element(std::size_t index, std::uint64_t place) {
+  std::uint32_t bits = 0;
+  for (std::size_t i = 0; i < 4; ++i) {
+    bits |= std::to_integer<std::uint32_t>(fake_reader::byte_at(index, 4 * place + i)) << (8 * i);
+  }
+  return bits;
+}
+
+}  // namespace
+
+TEST_CASE("another layout has other names and shapes, and each element in its place") {
+  const test::temporary_folder folder;
+  const std::string path = folder.file("out");
+  for (const auto to : {vgg16::weight_layout::torch, vgg16::weight_layout::keras}) {
+    const bool to_torch = to == vgg16::weight_layout::torch;
+    auto tensors = test::vgg16_tensors(to_torch ? "Keras" : "jcjohnson", false);
+    tensors.push_back(fake_reader::info("optimizer step", dtype::i64, {}));
+    vgg16::convert_layout(checkpoint::from(fake_reader(tensors)), path, to, std::nullopt,
+                          {.threads = 2});
+    const checkpoint out = open_checkpoint(path);
+    REQUIRE(out.tensors().size() == 26);
+    CHECK(out.tensors()[2].name ==
+          (to_torch ? "features.2.weight" : "block1_conv2/block1_conv2_W_1"));
+    CHECK(out.tensors()[25].name ==
+          (to_torch ? "features.28.bias" : "block5_conv3/block5_conv3_b_1"));
+    for (const std::size_t layer : {0U, 1U, 12U}) {
+      const std::uint64_t in = vgg16::layers[layer].inputs;
+      const std::uint64_t outputs = vgg16::layers[layer].outputs;
+      CHECK(out.tensors()[2 * layer].shape ==
+            (to_torch ? shape{outputs, in, 3, 3} : shape{3, 3, in, outputs}));
+      std::vector<std::uint32_t> got(vgg16::layers[layer].weights());
+      out.read(2 * layer, 0, std::as_writable_bytes(std::span(got)));
+      std::size_t wrong = 0;
+      // T[o][i][h][w] = K[h][w][i][o]
+      for (std::uint64_t o = 0; o < outputs; ++o) {
+        for (std::uint64_t i = 0; i < in; ++i) {
+          for (std::uint64_t hw = 0; hw < 9; ++hw) {
+            const std::uint64_t torch = (o * in + i) * 9 + hw;
+            const std::uint64_t keras = (hw * in + i) * outputs + o;
+            wrong += got[to_torch ? torch : keras] != element(2 * layer, to_torch ? keras : torch)
+                         ? 1U
+                         : 0U;
+          }
+        }
+      }
+      CHECK(wrong == 0);
+      out.read(2 * layer + 1, 0, std::as_writable_bytes(std::span(got).first(outputs)));
+      CHECK(got[outputs - 1] == element(2 * layer + 1, outputs - 1));
+    }
+  }
+}
+
+TEST_CASE("the dense layers change their axes, fc1 the order in which it flattens the image") {
+  struct example {
+    const char* family;
+    element_order order;
+  };
+  for (const example& e :
+       {example{"Keras", element_order::row_major}, example{"Keras", element_order::column_major},
+        example{"torchvision", element_order::row_major},
+        example{"torchvision", element_order::column_major}}) {
+    auto tensors = test::vgg16_tensors(e.family, true, 10);
+    for (auto& info : tensors) info.order = e.order;
+    const auto source = checkpoint::from(fake_reader(tensors));
+    const auto bound = vgg16::bind(source);
+    const bool to_torch = bound.layout == vgg16::weight_layout::keras;
+    const auto other = to_torch ? vgg16::weight_layout::torch : vgg16::weight_layout::keras;
+    // A matrix's element [row, column] in the file.
+    const auto place = [&](std::uint64_t row, std::uint64_t column, const shape& dims) {
+      return 4 * (e.order == element_order::row_major ? row * dims[1] + column
+                                                      : column * dims[0] + row);
+    };
+    const auto at = [](const std::vector<strided_axis>& axes, std::vector<std::uint64_t> index) {
+      std::uint64_t offset = 0;
+      for (std::size_t i = 0; i < axes.size(); ++i) offset += index[i] * axes[i].stride;
+      return offset;
+    };
+    const auto fc1 = vgg16::detail::convert_weight(source, bound.layers[13], bound.layout, other);
+    const shape& dims = tensors[26].shape;
+    REQUIRE(fc1.axes.size() == 3);
+    CHECK(fc1.shape == (to_torch ? shape{4096, 25088} : shape{25088, 4096}));
+    // T[o, c * 49 + h * 7 + w] = K[(h * 7 + w) * 512 + c, o]
+    for (const std::uint64_t o : {0U, 5U, 4095U}) {
+      for (const std::uint64_t c : {0U, 3U, 511U}) {
+        for (const std::uint64_t p : {0U, 8U, 48U}) {
+          if (to_torch) {
+            CHECK(at(fc1.axes, {o, c, p}) == place(p * 512 + c, o, dims));
+          } else {
+            CHECK(at(fc1.axes, {p, c, o}) == place(o, c * 49 + p, dims));
+          }
+        }
+      }
+    }
+    const auto top = vgg16::detail::convert_weight(source, bound.layers[15], bound.layout, other);
+    CHECK(top.shape == (to_torch ? shape{10, 4096} : shape{4096, 10}));
+    CHECK(at(top.axes,
+             to_torch ? std::vector<std::uint64_t>{7, 9} : std::vector<std::uint64_t>{9, 7}) ==
+          (to_torch ? place(9, 7, tensors[30].shape) : place(7, 9, tensors[30].shape)));
+    // Into its own layout only the order changes.
+    const auto same =
+        vgg16::detail::convert_weight(source, bound.layers[14], bound.layout, bound.layout);
+    CHECK(same.axes.empty() == (e.order == element_order::row_major));
+  }
 }

@@ -38,7 +38,7 @@ class tensor_view {
   [[nodiscard]] element_order order() const noexcept { return order_; }
 
   /// The elements, in `order()`. Throws `error` where the tensor is not of this type, or where its first byte is
-  /// not aligned for it (old safetensors files allow that; `vgg16::load` copies such tensors).
+  /// not aligned for it, as some files have it (`vgg16::load_options::aligned` copies such tensors).
   template <tensor_element T>
   [[nodiscard]] std::span<const T> values() const {
     if (dtype_ != dtype_of<T>) {

@@ -26,6 +26,7 @@ class mapped_file {
   mapped_file(const mapped_file&) = delete;
   mapped_file& operator=(const mapped_file&) = delete;
 
+  [[nodiscard]] const input_file& file() const noexcept { return file_; }
   [[nodiscard]] const std::string& path() const noexcept { return file_.path(); }
   [[nodiscard]] std::uint64_t size() const noexcept { return file_.size(); }
 

@@ -19,6 +19,7 @@
 #include <vggload/core/shape.hpp>
 #include <vggload/io/input_file.hpp>
 #include <vggload/io/json_events.hpp>
+#include <vggload/io/little_endian.hpp>
 #include <vggload/io/mapped_file.hpp>
 #include <vggload/io/weight_reader.hpp>
 
@@ -31,12 +32,6 @@ inline constexpr std::uint64_t safetensors_max_header_bytes = 100'000'000;
 
 /// Bytes of the header's length, a little-endian 64-bit number at the start of the file.
 inline constexpr std::size_t safetensors_length_bytes = 8;
-
-[[nodiscard]] inline std::uint64_t load_little_endian_64(std::span<const std::byte, 8> bytes) {
-  std::uint64_t value = 0;
-  for (std::size_t i = 8; i-- > 0;) value = value << 8U | std::to_integer<std::uint64_t>(bytes[i]);
-  return value;
-}
 
 /// What one entry of the header says, before it is checked against the others.
 struct safetensors_entry {
@@ -265,7 +260,7 @@ class safetensors_reader {
     }
     std::array<std::byte, detail::safetensors_length_bytes> length_bytes;
     file_->read_at(0, length_bytes);
-    const std::uint64_t length = detail::load_little_endian_64(length_bytes);
+    const std::uint64_t length = detail::load_little_endian<std::uint64_t>(length_bytes);
     if (length > detail::safetensors_max_header_bytes) {
       fail("the header is said to have " + std::to_string(length) + " bytes, more than the " +
            std::to_string(detail::safetensors_max_header_bytes) + " that are allowed");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -9,11 +10,13 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include <vggload/core/checked.hpp>
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
+#include <vggload/io/strided_read.hpp>
 
 namespace vggload {
 
@@ -63,6 +66,23 @@ concept weight_reader = std::movable<R> &&
   { reader.read(tensor, offset, out) } -> std::same_as<void>;
   { reader.view(tensor) } -> std::same_as<std::optional<std::span<const std::byte>>>;
 };
+
+/// The tensor's axes with their strides in the payload, which is not empty.
+[[nodiscard]] inline std::vector<strided_axis> axes_of(const tensor_info& info) {
+  std::vector<strided_axis> axes;
+  for (const std::uint64_t dim : info.shape.dims()) axes.push_back({dim, 0});
+  std::uint64_t stride = bits_of(info.dtype) / 8;
+  const auto follow = [&stride](strided_axis& axis) {
+    axis.stride = stride;
+    stride *= axis.count;
+  };
+  if (info.order == element_order::row_major) {
+    std::ranges::for_each(axes.rbegin(), axes.rend(), follow);
+  } else {
+    std::ranges::for_each(axes, follow);
+  }
+  return axes;
+}
 
 namespace detail {
 

@@ -15,6 +15,7 @@
 
 #include <vggload/core/error.hpp>
 #include <vggload/io/input_file.hpp>
+#include <vggload/io/npy_reader.hpp>
 #include <vggload/io/safetensors_reader.hpp>
 #include <vggload/io/sharded_safetensors_reader.hpp>
 #include <vggload/io/weight_reader.hpp>
@@ -113,8 +114,10 @@ static_assert(weight_reader<checkpoint>);
 template <class... Readers>
 struct reader_list {};
 
-/// The formats that need no further library.
-using default_readers = reader_list<safetensors_reader, sharded_safetensors_reader>;
+/// The formats that need no further library. What tells by its first bytes comes first; safetensors
+/// begins with a number, which could be anything.
+using default_readers =
+    reader_list<npy_reader, npz_reader, safetensors_reader, sharded_safetensors_reader>;
 
 namespace detail {
 

@@ -44,27 +44,45 @@ class safetensors_sink {
 
 static_assert(window_sink<safetensors_sink>);
 
-/// Writes the tensors of a checkpoint to a safetensors file: names, shapes, order and metadata
-/// stay, floating tensors become `to` (nothing: all stay as they are), the others stay. Takes two
-/// windows for each thread and no more memory; the file appears whole or not at all, and may be the
-/// one that is read. `options.threads` 0: one for each processor. Throws what `stream` and
-/// `safetensors_writer` throw.
-inline stream_report convert_checkpoint(const checkpoint& source, const std::string& path,
-                                        std::optional<dtype> to, stream_options options) {
+/// One tensor of a safetensors file that is made from another file.
+struct converted_tensor {
+  std::size_t source;  // the index of the tensor that it is made from
+  std::string name;
+  vggload::shape shape;
+  /// As in `transfer`; empty: the elements keep their order.
+  std::vector<strided_axis> axes = {};
+};
+
+/// Writes tensors of a checkpoint to a safetensors file, floating ones as `to` (nothing: all stay as
+/// they are). Takes 8 MiB at most; the file appears whole or not at all, and may be the one that is
+/// read. `options.threads` 0: one for each processor. Throws what `stream` and `safetensors_writer`
+/// throw.
+inline stream_report write_converted(const checkpoint& source,
+                                     std::vector<converted_tensor> tensors, const std::string& path,
+                                     std::optional<dtype> to, stream_options options) {
   return detail::naming_out_of_memory(source.path(), "converting the file", [&] {
-    std::vector<tensor_info> infos(source.tensors().begin(), source.tensors().end());
+    std::vector<tensor_info> infos;
     std::vector<transfer> transfers;
-    transfers.reserve(infos.size());
-    for (tensor_info& info : infos) {
-      if (to && is_floating(info.dtype)) info.dtype = *to;
+    infos.reserve(tensors.size());
+    transfers.reserve(tensors.size());
+    bool permutes = false;
+    for (converted_tensor& tensor : tensors) {
+      const tensor_info& from = source.tensors()[tensor.source];
+      detail::check_window(source.path(), from, 0, 0);
+      const dtype type = to && is_floating(from.dtype) ? *to : from.dtype;
+      infos.push_back({std::move(tensor.name), type, std::move(tensor.shape), 0});
+      permutes = permutes || !tensor.axes.empty();
+      transfers.push_back({tensor.source, type, 0, std::move(tensor.axes)});
     }
     safetensors_writer writer(path, infos, source.metadata());
     for (std::size_t i = 0; i < infos.size(); ++i) {
-      transfers.push_back({i, infos[i].dtype, writer.data_offset(i)});
+      transfers[i].destination = writer.data_offset(i);
     }
     const memory_plan plan = plan_memory({.path = source.path()}, options.threads, std::nullopt);
     options.threads = plan.threads;
-    const auto windows_bytes = static_cast<std::size_t>(plan.windows_bytes());
+    // The larger the window, the longer are the runs of what gets another order.
+    const std::size_t windows_bytes =
+        permutes ? most_windows_bytes : static_cast<std::size_t>(plan.windows_bytes());
     const arena<host_resource> windows(windows_bytes);
     const arena<host_resource> buffers(windows_bytes);
     safetensors_sink sink(writer, buffers.block(), plan.threads);
@@ -72,6 +90,21 @@ inline stream_report convert_checkpoint(const checkpoint& source, const std::str
     writer.commit();
     return report;
   });
+}
+
+/// Writes all tensors of a checkpoint to a safetensors file as `write_converted` does: names,
+/// shapes, order and metadata stay. What is column-major in the file becomes row-major, as
+/// safetensors knows nothing else.
+inline stream_report convert_checkpoint(const checkpoint& source, const std::string& path,
+                                        std::optional<dtype> to, stream_options options) {
+  std::vector<converted_tensor> tensors;
+  tensors.reserve(source.tensors().size());
+  for (std::size_t i = 0; i < source.tensors().size(); ++i) {
+    const tensor_info& info = source.tensors()[i];
+    tensors.push_back({i, info.name, info.shape});
+    if (info.order != element_order::row_major) tensors.back().axes = axes_of(info);
+  }
+  return write_converted(source, std::move(tensors), path, to, std::move(options));
 }
 
 }  // namespace vggload

@@ -8,19 +8,23 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <stop_token>
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <vggload/convert/convert.hpp>
 #include <vggload/core/checked.hpp>
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
+#include <vggload/io/strided_read.hpp>
 #include <vggload/io/weight_reader.hpp>
+#include <vggload/load/permutation.hpp>
 
 namespace vggload {
 
@@ -30,6 +34,9 @@ struct transfer {
   std::size_t tensor;         // its index in the reader
   dtype to;                   // equal to the tensor's own: the bytes are moved as they are
   std::uint64_t destination;  // where its first byte goes
+  /// Not empty: the elements get another order. The tensor's axes as they follow each other at the
+  /// destination, slowest first, each with its stride in bytes of the payload.
+  std::vector<strided_axis> axes = {};
 };
 
 /// Where a stream puts converted bytes. `offset` is a place in the destination range; `worker`
@@ -96,6 +103,9 @@ struct resolved_transfer {
   std::size_t source_element;  // bytes; both 1 where bytes are moved as they are
   std::size_t destination_element;
   conversion convert;  // nullptr: moved as they are
+  bool sequential;     // read by one thread, from its start to its end
+  std::unique_ptr<const permutation> permuted = {};  // none: the order stays
+  std::uint64_t last_box = 0;                        // boxes of all transfers up to this one
 };
 
 template <weight_reader Reader>
@@ -111,7 +121,7 @@ template <weight_reader Reader>
                               what);
     };
     check_window(reader.path(), info, 0, 0);
-    resolved_transfer r{t.tensor, t.destination, 0, 1, 1, nullptr};
+    resolved_transfer r{t.tensor, t.destination, 0, 1, 1, nullptr, info.sequential};
     std::uint64_t bytes = info.bytes;
     if (info.dtype != t.to) {
       r.convert = find_conversion(info.dtype, t.to);
@@ -131,7 +141,7 @@ template <weight_reader Reader>
            std::to_string(t.destination) + " on, is not behind the tensor before");
     }
     r.end = end_before = *end;
-    resolved.push_back(r);
+    resolved.push_back(std::move(r));
   }
   return resolved;
 }
@@ -148,13 +158,16 @@ class stream_run {
         windows_(windows),
         window_bytes_(windows.size() / std::max(options.threads, 1U)),
         options_(options) {
+    for (std::size_t i = 0; i < transfers.size(); ++i) {
+      if (!transfers[i].axes.empty() && transfers_[i].end > transfers_[i].begin) {
+        permute(transfers_[i], transfers[i].axes);
+      }
+      transfers_[i].last_box = boxes_;
+    }
     for (const resolved_transfer& t : transfers_) {
       total_source_bytes_ += (t.end - t.begin) / t.destination_element * t.source_element;
       end_ = t.end;
-      if (window_bytes_ < std::max(t.source_element, t.destination_element)) {
-        throw error(printable(reader.path()) + ": windows of " + std::to_string(window_bytes_) +
-                    " bytes are too small");
-      }
+      if (window_bytes_ < std::max(t.source_element, t.destination_element)) fail_small_windows();
     }
   }
 
@@ -193,12 +206,36 @@ class stream_run {
   /// meet in the first touch of one.
   static constexpr std::uint64_t stripe_bytes = std::uint64_t{2} << 20U;
 
+  /// What is read of a box and what is written of it share a window.
+  void permute(resolved_transfer& t, std::span<const strided_axis> axes) {
+    if (t.convert == nullptr) {
+      t.source_element = t.destination_element = bits_of(reader_.tensors()[t.tensor].dtype) / 8;
+    }
+    const std::size_t element = std::max(t.source_element, t.destination_element);
+    const std::size_t most = window_bytes_ / 2 / element;
+    if (most == 0) fail_small_windows();
+    t.permuted = std::make_unique<const permutation>(strided_layout(axes, t.source_element), most,
+                                                     t.sequential);
+    // A sequential tensor's boxes belong to one thread.
+    boxes_ += t.sequential ? 1 : t.permuted->boxes();
+  }
+
+  [[noreturn]] void fail_small_windows() const {
+    throw error(printable(reader_.path()) + ": windows of " + std::to_string(window_bytes_) +
+                " bytes are too small");
+  }
+
   void work(unsigned worker) noexcept {
     try {
-      while (!failed_ && !options_.stop.stop_requested()) {
+      while (goes_on()) {
         const std::uint64_t begin = next_stripe_.fetch_add(1) * stripe_bytes;
-        if (begin >= end_) return;
+        if (begin >= end_) break;
         stream_stripe(worker, begin, begin + stripe_bytes);
+      }
+      while (goes_on()) {
+        const std::uint64_t box = next_box_.fetch_add(1);
+        if (box >= boxes_) return;
+        stream_boxes(worker, box);
       }
     } catch (...) {
       const std::scoped_lock lock(error_mutex_);
@@ -207,12 +244,22 @@ class stream_run {
     }
   }
 
+  [[nodiscard]] bool goes_on() const noexcept {
+    return !failed_ && !options_.stop.stop_requested();
+  }
+
   /// Streams what lies in [begin, end) of the destination. An element on the border belongs to the
-  /// stripe in which it begins.
+  /// stripe in which it begins, and so does all of a sequential tensor.
   void stream_stripe(unsigned worker, std::uint64_t begin, std::uint64_t end) {
     auto t = std::ranges::upper_bound(transfers_, begin, {}, &resolved_transfer::end);
     for (; t != transfers_.end() && t->begin < end; ++t) {
       const std::uint64_t size = t->destination_element;
+      if (t->permuted) continue;
+      if (t->sequential) {
+        if (t->begin >= begin) stream_elements(worker, *t, 0, (t->end - t->begin) / size);
+        if (failed_) return;
+        continue;
+      }
       const std::uint64_t first = begin > t->begin ? (begin - t->begin + size - 1) / size : 0;
       const std::uint64_t last = (std::min(end, t->end) - t->begin + size - 1) / size;
       stream_elements(worker, *t, first, last);
@@ -224,12 +271,18 @@ class stream_run {
                        std::uint64_t last) {
     const std::uint64_t per_window =
         window_bytes_ / std::max(t.source_element, t.destination_element);
-    try {
-      for (std::uint64_t begin = first; begin < last; begin += per_window) {
-        if (failed_ || options_.stop.stop_requested()) return;
+    naming_tensor(t, [&] {
+      for (std::uint64_t begin = first; begin < last && goes_on(); begin += per_window) {
         stream_window(worker, t, begin,
                       static_cast<std::size_t>(std::min(per_window, last - begin)));
       }
+    });
+  }
+
+  template <class Action>
+  void naming_tensor(const resolved_transfer& t, Action&& action) const {
+    try {
+      action();
     } catch (const io_error& cause) {
       // The file's name and the numbers are there, whose bytes they are is known only here.
       throw io_error(std::string(cause.what()) + " (tensor " +
@@ -253,9 +306,56 @@ class stream_run {
       t.convert(window.data(), target.data(), count);
     }
     sink_.end_window(worker, destination, target);
+    add_progress(worker, source_bytes, bytes);
+  }
+
+  void add_progress(unsigned worker, std::uint64_t source_bytes, std::uint64_t bytes) {
     done_bytes_ += bytes;
     done_source_bytes_ += source_bytes;
     if (worker == 0) report_progress();
+  }
+
+  void stream_boxes(unsigned worker, std::uint64_t number) {
+    const auto t = std::ranges::upper_bound(transfers_, number, {}, &resolved_transfer::last_box);
+    naming_tensor(*t, [&] {
+      if (!t->sequential) {
+        stream_box(worker, *t, number - (t->last_box - t->permuted->boxes()));
+        return;
+      }
+      for (std::uint64_t box = 0; box < t->permuted->boxes() && goes_on(); ++box) {
+        stream_box(worker, *t, box);
+      }
+    });
+  }
+
+  void stream_box(unsigned worker, const resolved_transfer& t, std::uint64_t number) {
+    const permuted_box box = t.permuted->box(number);
+    const auto window = windows_.subspan(worker * window_bytes_, window_bytes_);
+    auto filled = window.first(window.size() / 2);
+    auto other = window.subspan(filled.size());
+    std::size_t at = 0;
+    t.permuted->for_each_source_run(box, [&](std::uint64_t source, std::uint64_t elements) {
+      const auto run = filled.subspan(at, static_cast<std::size_t>(elements) * t.source_element);
+      reader_.read(t.tensor, source, run);
+      at += run.size();
+    });
+    const auto elements = static_cast<std::size_t>(box.elements);
+    if (t.convert != nullptr) {
+      t.convert(filled.data(), other.data(), elements);
+      std::swap(filled, other);
+    }
+    t.permuted->permute(box, filled.data(), other.data(), t.destination_element);
+    at = 0;
+    t.permuted->for_each_destination_run(box, [&](std::uint64_t first, std::uint64_t run_elements) {
+      const auto run =
+          other.subspan(at, static_cast<std::size_t>(run_elements) * t.destination_element);
+      const std::uint64_t destination = t.begin + first * t.destination_element;
+      const auto target = sink_.begin_window(worker, destination, run.size());
+      std::ranges::copy(run, target.begin());
+      sink_.end_window(worker, destination, target);
+      at += run.size();
+    });
+    add_progress(worker, elements * t.source_element, elements * t.destination_element);
   }
 
   void report_progress() const {
@@ -263,14 +363,16 @@ class stream_run {
   }
 
   const Reader& reader_;
-  const std::vector<resolved_transfer> transfers_;
+  std::vector<resolved_transfer> transfers_;
   Sink& sink_;
   const std::span<std::byte> windows_;
   const std::size_t window_bytes_;
   const stream_options& options_;
   std::uint64_t total_source_bytes_ = 0;
-  std::uint64_t end_ = 0;  // of the last transfer in the destination
+  std::uint64_t end_ = 0;    // of the last transfer in the destination
+  std::uint64_t boxes_ = 0;  // of all transfers that permute
   std::atomic<std::uint64_t> next_stripe_ = 0;
+  std::atomic<std::uint64_t> next_box_ = 0;
   std::atomic<std::uint64_t> done_bytes_ = 0;
   std::atomic<std::uint64_t> done_source_bytes_ = 0;
   std::atomic<bool> failed_ = false;

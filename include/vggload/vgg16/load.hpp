@@ -40,6 +40,10 @@ struct load_options {
   vggload::dtype dtype = vggload::dtype::f16;
   /// False: without fc1, fc2 and predictions, which the file may have or not.
   bool include_top = true;
+  /// True: what is not aligned for its type in the file is copied, so that `tensor_view::values`
+  /// shows all weights. PyTorch's files of before 2020 and NumPy's zips put tensors at any place;
+  /// `tensor_view::bytes` shows them there.
+  bool aligned = false;
   /// 0: one for each processor.
   unsigned threads = 0;
   /// Most bytes that destination and windows may take together; mapped pages, which the kernel can
@@ -103,7 +107,8 @@ struct loaded_tensor {
 
 /// Decides for each bound tensor whether a view into the file does.
 [[nodiscard]] inline std::vector<loaded_tensor> choose_sources(const checkpoint& source,
-                                                               const binding& bound, dtype type) {
+                                                               const binding& bound, dtype type,
+                                                               bool aligned) {
   std::vector<loaded_tensor> chosen;
   chosen.reserve(2 * bound.layers.size());
   const auto add = [&](std::size_t index, const shape& dims) {
@@ -111,7 +116,7 @@ struct loaded_tensor {
     loaded_tensor tensor{index, &dims, std::nullopt, 0};
     if (info.dtype == type) {
       tensor.mapped = source.view(index);
-      if (tensor.mapped && !tensor_view::is_aligned_for(tensor.mapped->data(), type)) {
+      if (aligned && tensor.mapped && !tensor_view::is_aligned_for(tensor.mapped->data(), type)) {
         tensor.mapped.reset();
       }
     }
@@ -170,7 +175,8 @@ template <host_accessible_resource Resource>
                                    const Resource& resource) {
   const auto start = std::chrono::steady_clock::now();
   const binding bound = bind(source, options.include_top);
-  const std::vector<loaded_tensor> tensors = choose_sources(source, bound, options.dtype);
+  const std::vector<loaded_tensor> tensors =
+      choose_sources(source, bound, options.dtype, options.aligned);
   constexpr std::size_t alignment = arena<Resource>::default_alignment;
 
   load_report report;
