@@ -113,8 +113,9 @@ TEST_CASE("each family's names lead to their tensor") {
   for (const auto& map : vgg16::name_maps) {
     for (const char* const name :
          {"", "features.0", "features.1.weight", "features.0.weight.x", "optimizer/fc1/m",
-          "xfeatures.0.weight", "block1_conv1", "block1_conv9/kernel", "kernel",
-          "block1_conv1/gamma", "layers/conv2d_13/vars/0", "vgg0_conv13_weight"}) {
+          "optimizer_weights/adam/fc1/kernel", "xfeatures.0.weight", "block1_conv1",
+          "block1_conv9/kernel", "kernel", "block1_conv1/gamma", "layers/conv2d_13/vars/0",
+          "vgg0_conv13_weight"}) {
       INFO(std::string(map.family), " ", std::string(name));
       CHECK_FALSE(vgg16::find_slot(map, name));
     }
@@ -184,6 +185,17 @@ TEST_CASE("a file without a top, and one that is something else, get their own w
         "'conv1.weight'");
 }
 
+TEST_CASE("what training leaves beside the weights is skipped, and named") {
+  auto tensors = test::vgg16_tensors("Keras", true);
+  const std::size_t weights = tensors.size();
+  tensors.push_back(fake_reader::info("optimizer/vars/2", dtype::f32, {3, 3, 3, 64}));
+  tensors.push_back(fake_reader::info("optimizer_weights/adam/m/block1_conv9", dtype::f32, {64}));
+  tensors.push_back(fake_reader::info("learning_rate", dtype::f32, {}));
+  tensors.push_back(fake_reader::info("mask", dtype::boolean, {5, 5}));
+  const auto bound = vgg16::bind(fake_reader(tensors));
+  CHECK(bound.skipped == std::vector<std::size_t>{weights, weights + 1, weights + 2, weights + 3});
+}
+
 TEST_CASE("no classes at all is misshapen") {
   auto tensors = test::vgg16_tensors("torchvision", true);
   tensors[30] = fake_reader::info(tensors[30].name, dtype::f32, {0, 4096});
@@ -196,7 +208,7 @@ TEST_CASE("no classes at all is misshapen") {
 TEST_CASE("a message about very many tensors stays readable") {
   std::vector<tensor_info> tensors = test::vgg16_tensors("torchvision", true);
   for (int i = 0; i < 10'000; ++i) {
-    tensors.push_back(fake_reader::info("extra" + std::to_string(i), dtype::f32, {1}));
+    tensors.push_back(fake_reader::info("extra" + std::to_string(i), dtype::f32, {2}));
   }
   const auto message = message_of<binding_error>([&] { (void)vgg16::bind(fake_reader(tensors)); });
   CHECK(message.find("extra (10000): 'extra0'") != std::string::npos);

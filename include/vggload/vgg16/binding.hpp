@@ -101,9 +101,12 @@ class complaint_list {
   return in_quotes(info.name) + " " + std::string(dtype_name(info)) + " " + to_string(info.shape);
 }
 
-/// An optimizer's step or a counter: no weight, and no reason to refuse a file.
-[[nodiscard]] inline bool is_counter(const tensor_info& info) {
-  return !is_floating(info.dtype) && info.shape.elements() == 1;
+/// What training leaves beside the weights, and no reason to refuse a file: counters and steps,
+/// integers and masks of any shape, and all that an optimizer keeps ("optimizer/vars/3",
+/// "optimizer_weights/adam/...").
+[[nodiscard]] inline bool is_no_weight(const tensor_info& info) {
+  return !is_floating(info.dtype) || info.shape.elements() == 1 ||
+         info.name.starts_with("optimizer");
 }
 
 class binder {
@@ -142,7 +145,7 @@ class binder {
       const tensor_info& info = tensors_[i];
       const auto slot = find_slot(*map_, info.name);
       if (!slot) {
-        if (is_counter(info)) {
+        if (is_no_weight(info)) {
           result_.skipped.push_back(i);
         } else {
           extra_.add(describe(info));
@@ -232,9 +235,9 @@ class binder {
 }  // namespace detail
 
 /// Finds VGG16's tensors among those of a file, under the names of the family that fits most of
-/// them. Without the top its tensors, where the file has them, are skipped; so are single integers
-/// (counters). Any other tensor that is missing, extra, or misshapen throws one `binding_error`
-/// that lists all of them.
+/// them. Without the top its tensors, where the file has them, are skipped; so is what training left
+/// beside the weights: counters, integers, an optimizer's state. Any other tensor that is missing,
+/// extra, or misshapen throws one `binding_error` that lists all of them.
 template <weight_reader Reader>
 [[nodiscard]] binding bind(const Reader& reader, bool include_top = true) {
   return detail::binder(reader.path(), reader.tensors(), include_top).bind();

@@ -105,6 +105,8 @@ namespace detail {
 /// "model_weights/fc1/sequential/fc1/bias", "predictions/kernel".
 [[nodiscard]] constexpr std::optional<tensor_slot> find_in_path(const name_map& map,
                                                                 std::string_view name) noexcept {
+  if (name.starts_with("optimizer"))
+    return std::nullopt;  // its momenta are named after the weights
   if (name.ends_with(":0")) name.remove_suffix(2);
   const std::size_t last_slash = name.rfind('/');
   if (last_slash == std::string_view::npos) return std::nullopt;
