@@ -20,6 +20,43 @@ macro(vggload_dependency_nlohmann_json)
   endif()
 endmacro()
 
+# HDF5 and Keras (BSD licence).
+macro(vggload_dependency_hdf5)
+  find_package(HDF5 1.10 QUIET COMPONENTS C)
+  if(NOT TARGET hdf5::hdf5)
+    set(HDF5_BUILD_TOOLS OFF)
+    set(HDF5_BUILD_EXAMPLES OFF)
+    set(HDF5_BUILD_CPP_LIB OFF)
+    set(HDF5_ENABLE_Z_LIB_SUPPORT ON)
+    FetchContent_Declare(
+      hdf5
+      GIT_REPOSITORY https://github.com/HDFGroup/hdf5.git
+      GIT_TAG hdf5_1.14.5
+      GIT_SHALLOW ON)
+    FetchContent_MakeAvailable(hdf5)
+    add_library(hdf5::hdf5 ALIAS hdf5-static)
+  endif()
+endmacro()
+
+# ONNX (BSD licence). Its headers are found by themselves: distributions do not install its CMake module.
+macro(vggload_dependency_protozero)
+  if(NOT TARGET protozero::protozero)
+    find_path(PROTOZERO_INCLUDE_DIR protozero/varint.hpp)
+    if(NOT PROTOZERO_INCLUDE_DIR)
+      FetchContent_Declare(
+        protozero
+        GIT_REPOSITORY https://github.com/mapbox/protozero.git
+        GIT_TAG v1.7.1
+        GIT_SHALLOW ON
+        SOURCE_SUBDIR none) # headers are all that is wanted
+      FetchContent_MakeAvailable(protozero)
+      set(PROTOZERO_INCLUDE_DIR ${protozero_SOURCE_DIR}/include)
+    endif()
+    add_library(protozero::protozero INTERFACE IMPORTED)
+    target_include_directories(protozero::protozero INTERFACE ${PROTOZERO_INCLUDE_DIR})
+  endif()
+endmacro()
+
 # Command lines of the examples (BSD licence).
 macro(vggload_dependency_cli11)
   find_package(CLI11 2.1 QUIET)

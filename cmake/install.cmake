@@ -11,6 +11,13 @@ install(
   EXPORT vggloadTargets
   NAMESPACE vggload::
   DESTINATION ${package_dir})
+foreach(component IN LISTS components)
+  install(TARGETS vggload_${component} EXPORT vggload_${component}Targets)
+  install(
+    EXPORT vggload_${component}Targets
+    NAMESPACE vggload::
+    DESTINATION ${package_dir})
+endforeach()
 configure_package_config_file(cmake/vggloadConfig.cmake.in vggloadConfig.cmake
                               INSTALL_DESTINATION ${package_dir})
 # Until 1.0 a new minor version may break.

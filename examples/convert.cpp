@@ -7,6 +7,7 @@
 #include <string>
 
 #include "command.hpp"
+#include "open_any.hpp"
 
 #include <vggload/core/dtype.hpp>
 #include <vggload/load/checkpoint.hpp>
@@ -26,7 +27,10 @@ int main(int argc, char** argv) try {
                                                                    {"bf16", vggload::dtype::bf16},
                                                                    {"keep", std::nullopt}};
   std::string type_name = "f16";
-  app.add_option("IN", in, "A safetensors file, or the index of a sharded one")->required();
+  app.add_option(
+         "IN", in,
+         "A checkpoint: safetensors or its shards' index, PyTorch, Keras, HDF5, NumPy, ONNX, GGUF")
+      ->required();
   app.add_option("OUT", out, "The safetensors file to write")->required();
   app.add_option("--dtype", type_name, "f32, f16 (default), bf16, or keep")
       ->check(CLI::IsMember(types))
@@ -42,7 +46,7 @@ int main(int argc, char** argv) try {
   command::add_threads(app, threads);
   return command::run(app, argc, argv, in, [&] {
     type = types.at(type_name);
-    const vggload::checkpoint source = vggload::open_checkpoint(in);
+    const vggload::checkpoint source = command::open_any(in);
     command::interruption interrupted;
     command::progress_bar bar("converting");
     const auto options = command::stream_options(threads, interrupted, bar);

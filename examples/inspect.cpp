@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "command.hpp"
+#include "open_any.hpp"
 
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
@@ -82,11 +83,14 @@ int main(int argc, char** argv) try {
   std::string path;
   bool json = false;
   bool with_digests = false;
-  app.add_option("FILE", path, "A safetensors file, or the index of a sharded one")->required();
+  app.add_option(
+         "FILE", path,
+         "A checkpoint: safetensors or its shards' index, PyTorch, Keras, HDF5, NumPy, ONNX, GGUF")
+      ->required();
   app.add_flag("--json", json, "As JSON");
   app.add_flag("--digest", with_digests, "With the CRC-32 of each tensor's bytes");
   return command::run(app, argc, argv, path, [&] {
-    const vggload::checkpoint file = vggload::open_checkpoint(path);
+    const vggload::checkpoint file = command::open_any(path);
     // Empty for what cannot be read.
     std::vector<std::string> digests(file.tensors().size());
     if (with_digests) {

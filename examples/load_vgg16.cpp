@@ -16,6 +16,7 @@
 #include <nlohmann/json.hpp>
 
 #include "command.hpp"
+#include "open_any.hpp"
 
 #include <vggload/core/dtype.hpp>
 #include <vggload/load/checkpoint.hpp>
@@ -139,7 +140,10 @@ int main(int argc, char** argv) try {
   std::optional<std::uint64_t> memory_limit;
   const std::map<std::string, vggload::dtype> types{
       {"f32", vggload::dtype::f32}, {"f16", vggload::dtype::f16}, {"bf16", vggload::dtype::bf16}};
-  app.add_option("FILE", path, "A safetensors file, or the index of a sharded one")->required();
+  app.add_option(
+         "FILE", path,
+         "A checkpoint: safetensors or its shards' index, PyTorch, Keras, HDF5, NumPy, ONNX, GGUF")
+      ->required();
   app.add_option("--dtype", type_name, "Type of the loaded weights: f32, f16 (default), or bf16")
       ->check(CLI::IsMember(types))
       ->type_name("TYPE");
@@ -158,7 +162,7 @@ int main(int argc, char** argv) try {
     vggload::reset_peak_resident();
     const auto before = vggload::read_process_memory();
     const auto start = std::chrono::steady_clock::now();
-    const vggload::checkpoint file = vggload::open_checkpoint(path);
+    const vggload::checkpoint file = command::open_any(path);
     const auto model = vggload::vgg16::load(file, {.dtype = type,
                                                    .include_top = !no_top,
                                                    .threads = threads,

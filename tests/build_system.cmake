@@ -6,7 +6,7 @@
 # inline.
 get_target_property(header_files vggload HEADER_SET)
 add_executable(headers_test cmake/headers_main.cpp)
-target_link_libraries(headers_test PRIVATE vggload_development)
+target_link_libraries(headers_test PRIVATE vggload_development vggload::hdf5 vggload::onnx)
 foreach(header IN LISTS header_files)
   string(REGEX REPLACE ".*include/" "" header "${header}")
   string(MAKE_C_IDENTIFIER "${header}" unit)
@@ -64,6 +64,7 @@ endfunction()
 add_consumer_test(add_subdirectory)
 add_consumer_test(fetch_content)
 add_consumer_test(find_package)
+add_consumer_test(components)
 add_consumer_test(wrong_version)
 add_consumer_test(fetched_dependency)
 

@@ -12,6 +12,9 @@ set(vgg16_may core io convert memory load vgg16)
 
 # Headers from elsewhere that are not the standard library's, and the only ones that may have them.
 set(io/inflate_may zlib.h)
+set(io/hdf5_reader_may hdf5.h H5FDdevelop.h zlib.h)
+set(io/onnx_reader_may protozero/types.hpp)
+set(io/protobuf_walker_may protozero/exception.hpp protozero/types.hpp protozero/varint.hpp)
 set(io/json_events_may nlohmann/json.hpp)
 set(io/safetensors_writer_may nlohmann/json.hpp)
 set(convert/x86_may cpuid.h immintrin.h)

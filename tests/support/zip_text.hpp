@@ -69,6 +69,8 @@ struct zip_end {
   std::int64_t more_directory_bytes = 0;
   unsigned disk = 0;
   bool zip64 = false;
+  bool markers = true;  // with zip64: the short numbers point to the long ones
+  int other_bytes = 0;  // without them: how far the two differ
   std::string comment = {};
 };
 
@@ -101,10 +103,11 @@ inline std::string zip(const std::vector<zip_record>& records, const zip_end& en
             number(begin, 8);
     file += number(0x07064B50, 4) + number(0, 4) + number(record, 8) + number(1, 4);
   }
+  const bool markers = end.zip64 && end.markers;
   return file + number(0x06054B50, 4) + number(end.disk, 2) + number(0, 2) +
-         number(end.zip64 ? 0xFFFF : entries, 2) + number(end.zip64 ? 0xFFFF : entries, 2) +
-         number(end.zip64 ? 0xFFFFFFFF : bytes, 4) + number(end.zip64 ? 0xFFFFFFFF : begin, 4) +
-         number(end.comment.size(), 2) + end.comment;
+         number(markers ? 0xFFFF : entries, 2) + number(markers ? 0xFFFF : entries, 2) +
+         number(markers ? 0xFFFFFFFF : bytes + static_cast<unsigned>(end.other_bytes), 4) +
+         number(markers ? 0xFFFFFFFF : begin, 4) + number(end.comment.size(), 2) + end.comment;
 }
 
 }  // namespace test

@@ -73,6 +73,7 @@ TEST_CASE("zip64 numbers are taken from where they stand") {
   const zip_archive archive = open(folder, zip({large}, {.zip64 = true}));
   CHECK(archive.members()[0].bytes == 3);
   CHECK(archive.members()[0].stored_bytes == 3);
+  CHECK(open(folder, zip({large}, {.zip64 = true, .markers = false})).members().size() == 1);
 }
 
 TEST_CASE("what a zip must not be, each with its message") {
@@ -111,6 +112,9 @@ TEST_CASE("what a zip must not be, each with its message") {
       refusal{"a zip64 directory beyond all sums",
               zip({a}, {.directory_shift = -100, .zip64 = true}),
               "directory is said to be 47 bytes from offset 18446744073709551550"},
+      refusal{"two records that differ",
+              zip({a}, {.zip64 = true, .markers = false, .other_bytes = 1}),
+              "the zip's two records of its directory differ"},
       refusal{"2^60 entries", zip({a}, {.more_entries = std::int64_t{1} << 60, .zip64 = true}),
               "1152921504606846977 entries, but only 47 bytes"},
       refusal{"the same name twice", zip({a, a}), "member 'a': it is in the zip twice"},

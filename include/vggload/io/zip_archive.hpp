@@ -108,15 +108,20 @@ class zip_directory_parser {
     directory_place place{end.u32(16), end.u32(12), end.u16(10)};
     bool one_disk = end.u16(4) == 0 && end.u16(6) == 0 && end.u16(8) == end.u16(10);
     std::uint64_t directory_end = end_offset;
-    if (place.offset == marker || place.bytes == marker || place.entries == small_marker) {
-      if (end_offset >= locator64_bytes) {
-        const auto bytes = read_bytes(end_offset - locator64_bytes, locator64_bytes);
-        const little_endian_reader locator(bytes);
-        if (locator.u32(0) == locator64_signature) {
-          directory_end = locator.u64(8);
-          one_disk = locator.u32(4) == 0 && locator.u32(16) <= 1;
-          place = read_end64(directory_end);
+    // PyTorch has the zip64 record always, others where a number does not fit.
+    if (end_offset >= locator64_bytes) {
+      const auto bytes = read_bytes(end_offset - locator64_bytes, locator64_bytes);
+      const little_endian_reader locator(bytes);
+      if (locator.u32(0) == locator64_signature) {
+        directory_end = locator.u64(8);
+        one_disk = one_disk && locator.u32(4) == 0 && locator.u32(16) <= 1;
+        const directory_place large = read_end64(directory_end);
+        if ((place.offset != marker && place.offset != large.offset) ||
+            (place.bytes != marker && place.bytes != large.bytes) ||
+            (place.entries != small_marker && place.entries != large.entries)) {
+          fail("the zip's two records of its directory differ");
         }
+        place = large;
       }
     }
     if (!one_disk) fail("the zip is split over several disks");

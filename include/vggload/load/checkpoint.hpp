@@ -14,10 +14,12 @@
 #include <utility>
 
 #include <vggload/core/error.hpp>
+#include <vggload/io/gguf_reader.hpp>
 #include <vggload/io/input_file.hpp>
 #include <vggload/io/npy_reader.hpp>
 #include <vggload/io/safetensors_reader.hpp>
 #include <vggload/io/sharded_safetensors_reader.hpp>
+#include <vggload/io/torch_reader.hpp>
 #include <vggload/io/weight_reader.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 
@@ -116,8 +118,8 @@ struct reader_list {};
 
 /// The formats that need no further library. What tells by its first bytes comes first; safetensors
 /// begins with a number, which could be anything.
-using default_readers =
-    reader_list<npy_reader, npz_reader, safetensors_reader, sharded_safetensors_reader>;
+using default_readers = reader_list<torch_zip_reader, torch_legacy_reader, npy_reader, npz_reader,
+                                    gguf_reader, safetensors_reader, sharded_safetensors_reader>;
 
 namespace detail {
 

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include <vggload/core/checked.hpp>
+#include <vggload/io/little_endian.hpp>
+#include <vggload/io/mapped_file.hpp>
+
+namespace vggload::detail {
+
+/// The part of a file that is an HDF5 file.
+struct hdf5_place {
+  std::uint64_t offset;
+  std::uint64_t bytes;
+};
+
+/// A look at an object's header before libhdf5 opens the object: up to 1.12 it copies what numbers
+/// in there claim and divides by them. Checks those that were seen to end a process; the rest is for
+/// libhdf5 to judge. Format: "HDF5 File Format Specification 3.0", IV.A.
+class hdf5_object_check {
+ public:
+  /// `place` begins with the signature.
+  hdf5_object_check(const mapped_file& file, hdf5_place place) : file_(file), place_(place) {}
+
+  /// The address of the root group's header; none where offsets and lengths are not of 8 bytes, as
+  /// all writers of today have them and all else here takes for granted.
+  [[nodiscard]] std::optional<std::uint64_t> root() const {
+    constexpr std::size_t most_bytes = 76;
+    const auto bytes = bytes_at(0, std::min<std::uint64_t>(most_bytes, place_.bytes));
+    if (bytes.size() < 48) return std::nullopt;
+    const auto version = std::to_integer<unsigned>(bytes[8]);
+    const std::size_t sizes_at = version < 2 ? 13 : 9;
+    if (bytes[sizes_at] != std::byte{8} || bytes[sizes_at + 1] != std::byte{8}) return std::nullopt;
+    const std::size_t root_at = version == 0 ? 64 : version == 1 ? 68 : 36;
+    return body(std::span(bytes).subspan(std::min(root_at, bytes.size()))).number(8);
+  }
+
+  /// Whether libhdf5 may be shown the object with a header at this address. Throws `io_error`.
+  [[nodiscard]] bool is_sound(std::uint64_t address) const {
+    const auto start = bytes_at(address, 16);
+    if (start.empty()) return false;
+    if (text_of(std::span(start).first(4)) == "OHDR") return check_version_2(address, start);
+    if (start[0] != std::byte{1}) return false;
+    const std::uint32_t bytes = little_endian_reader(start).u32(8);
+    return check_blocks({address + 16, bytes}, message_layout{8, 0, 0, 8, 0});
+  }
+
+ private:
+  /// Where a block has its messages, and a message its parts.
+  struct message_layout {
+    std::size_t header_bytes;
+    std::size_t block_head;  // bytes of a further block before its first message
+    std::size_t block_tail;  // and behind its last one
+    std::size_t alignment;
+    bool small_type;  // one byte, not two
+  };
+  struct block {
+    std::uint64_t address;
+    std::uint64_t bytes;
+  };
+  /// What is gathered from all messages of an object.
+  struct object {
+    std::vector<block> blocks;
+    std::optional<std::uint64_t> rank = {};
+    std::optional<std::uint64_t> chunk_rank = {};
+    std::optional<std::uint64_t> names = {};  // address of the heap with a group's names
+  };
+
+  /// A message's body, taken from its start on.
+  class body {
+   public:
+    explicit body(std::span<const std::byte> bytes) : left_(bytes) {}
+    [[nodiscard]] bool has(std::uint64_t bytes) const { return bytes <= left_.size(); }
+    [[nodiscard]] std::span<const std::byte> left() const { return left_; }
+    /// False where fewer are left.
+    bool skip(std::uint64_t bytes) {
+      if (!has(bytes)) return false;
+      left_ = left_.subspan(static_cast<std::size_t>(bytes));
+      return true;
+    }
+    /// The next little-endian number of up to 8 bytes, if it is there.
+    std::optional<std::uint64_t> number(std::size_t bytes) {
+      if (!has(bytes)) return std::nullopt;
+      std::uint64_t value = 0;
+      std::memcpy(&value, left_.data(), bytes);
+      skip(bytes);
+      return value;
+    }
+
+   private:
+    std::span<const std::byte> left_;
+  };
+
+  /// Empty where they are not in the file.
+  [[nodiscard]] std::vector<std::byte> bytes_at(std::uint64_t address, std::uint64_t count) const {
+    if (!in_bounds(address, count, place_.bytes)) return {};
+    std::vector<std::byte> bytes(static_cast<std::size_t>(count));
+    file_.read_at(place_.offset + address, bytes);
+    return bytes;
+  }
+
+  [[nodiscard]] bool check_version_2(std::uint64_t address,
+                                     std::span<const std::byte> start) const {
+    constexpr unsigned with_order = 0x04;
+    constexpr unsigned with_limits = 0x10;
+    constexpr unsigned with_times = 0x20;
+    const auto flags = std::to_integer<unsigned>(start[5]);
+    const std::uint64_t size_at =
+        address + 6 + ((flags & with_times) != 0 ? 16 : 0) + ((flags & with_limits) != 0 ? 4 : 0);
+    const std::size_t size_bytes = std::size_t{1} << (flags & 3U);
+    const auto size = body(bytes_at(size_at, size_bytes)).number(size_bytes);
+    const std::size_t header_bytes = (flags & with_order) != 0 ? 6 : 4;
+    return size &&
+           check_blocks({size_at + size_bytes, *size}, message_layout{header_bytes, 4, 4, 1, true});
+  }
+
+  [[nodiscard]] bool check_blocks(block first, const message_layout& layout) const {
+    constexpr std::size_t most_blocks = 1024;
+    object found{{first}};
+    for (std::size_t i = 0; i < found.blocks.size(); ++i) {
+      const block each = found.blocks[i];
+      if (i > most_blocks || each.bytes > place_.bytes) return false;
+      const auto bytes = bytes_at(each.address, each.bytes);
+      std::span<const std::byte> messages = bytes;
+      if (i > 0) {
+        if (messages.size() < layout.block_head + layout.block_tail) return false;
+        messages = messages.subspan(layout.block_head);
+        messages = messages.first(messages.size() - layout.block_tail);
+      }
+      if (!check_messages(messages, layout, found)) return false;
+    }
+    // A chunk has the elements' size as one more axis.
+    if (found.chunk_rank && found.rank && *found.chunk_rank != *found.rank + 1) return false;
+    return !found.names || check_names(*found.names);
+  }
+
+  [[nodiscard]] static bool check_messages(std::span<const std::byte> messages,
+                                           const message_layout& layout, object& found) {
+    constexpr unsigned shared_flag = 2;
+    while (messages.size() >= layout.header_bytes) {
+      const little_endian_reader header(messages);
+      const unsigned type =
+          layout.small_type ? std::to_integer<unsigned>(messages[0]) : header.u16(0);
+      const std::size_t bytes = layout.small_type ? header.u16(1) : header.u16(2);
+      const auto flags = std::to_integer<unsigned>(messages[layout.small_type ? 3 : 4]);
+      messages = messages.subspan(layout.header_bytes);
+      if (bytes > messages.size()) return false;
+      if ((flags & shared_flag) == 0 && !check_message(type, messages.first(bytes), found)) {
+        return false;
+      }
+      messages = messages.subspan(bytes);
+    }
+    return true;
+  }
+
+  [[nodiscard]] static bool check_message(unsigned type, std::span<const std::byte> bytes,
+                                          object& found) {
+    body message(bytes);
+    switch (type) {
+      case 0x01:
+        if (!message.skip(1)) return false;
+        found.rank = message.number(1);
+        return found.rank.has_value();
+      case 0x03: return check_type(message);
+      case 0x04: return check_sized(message);
+      case 0x05: return check_fill_value(message);
+      case 0x06: return check_link(message);
+      case 0x08: return check_layout(message, found);
+      case 0x10: {
+        const auto address = message.number(8);
+        const auto size = message.number(8);
+        if (!size) return false;
+        found.blocks.push_back({*address, *size});
+        return true;
+      }
+      case 0x11:
+        if (!message.skip(8)) return false;  // where its links are
+        found.names = message.number(8);
+        return found.names.has_value();
+      default: return true;
+    }
+  }
+
+  /// An enumeration's values are copied whole. Of the other types, no trouble was seen.
+  [[nodiscard]] static bool check_type(body message) {
+    constexpr unsigned enumeration = 8;
+    const auto head = message.number(4);
+    const auto size = message.number(4);
+    if (!size) return false;
+    if ((*head & 0x0FU) != enumeration) return true;
+    const std::uint64_t version = *head >> 4U & 0x0FU;
+    const std::uint64_t count = *head >> 8U & 0xFFFFU;
+    const auto base = message.number(4);
+    const auto base_bytes = message.number(4);
+    constexpr unsigned integer = 0;
+    if (version > 3 || !base_bytes || (*base & 0x0FU) != integer || *base_bytes != *size) {
+      return false;
+    }
+    if (!message.skip(4)) return false;  // the integer's offset and precision
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const auto end = std::ranges::find(message.left(), std::byte{0});
+      const auto name_bytes = static_cast<std::uint64_t>(end - message.left().begin()) + 1;
+      // Before version 3 names fill a multiple of 8 bytes.
+      if (!message.skip(version < 3 ? (name_bytes + 7) / 8 * 8 : name_bytes)) return false;
+    }
+    return message.has(count * *base_bytes);
+  }
+
+  /// A length of 4 bytes and as many bytes.
+  [[nodiscard]] static bool check_sized(body message) {
+    const auto size = message.number(4);
+    // -1: undefined.
+    return size && (*size == 0xFFFFFFFFU || message.has(*size));
+  }
+
+  [[nodiscard]] static bool check_fill_value(body message) {
+    const auto version = message.number(1);
+    if (version == 3U) {
+      const auto flags = message.number(1);
+      return flags && ((*flags & 0x20U) == 0 || check_sized(message));
+    }
+    if (!message.skip(2)) return false;  // when space is taken, and when it is filled
+    const auto defined = message.number(1);
+    return defined && ((version == 2U && *defined == 0) || check_sized(message));
+  }
+
+  /// A group whose links are not all understood is given up in the middle.
+  [[nodiscard]] static bool check_link(body message) {
+    const auto version = message.number(1);
+    const auto flags = message.number(1);
+    if (version != 1U || !flags || *flags > 0x1FU) return false;
+    std::uint64_t type = 0;
+    if ((*flags & 0x08U) != 0) {
+      const auto given = message.number(1);
+      if (!given) return false;
+      type = *given;
+    }
+    if ((*flags & 0x04U) != 0 && !message.skip(8)) return false;  // order of creation
+    if ((*flags & 0x10U) != 0) {
+      const auto character_set = message.number(1);
+      if (!character_set || *character_set > 1) return false;
+    }
+    const auto name_bytes = message.number(std::size_t{1} << (*flags & 3U));
+    if (!name_bytes || *name_bytes == 0 || !message.skip(*name_bytes)) return false;
+    if (type == 0) return message.has(8);
+    const auto value_bytes = message.number(2);
+    return (type == 1 || type >= 64) && value_bytes && *value_bytes > 0 &&
+           message.has(*value_bytes);
+  }
+
+  [[nodiscard]] static bool check_layout(body message, object& found) {
+    constexpr unsigned compact = 0;
+    constexpr unsigned chunked = 2;
+    const auto version = message.number(1);
+    if (version > 4U) return false;
+    std::optional<std::uint64_t> rank;
+    std::optional<std::uint64_t> kind;
+    std::uint64_t dim_bytes = 4;
+    if (version < 3U) {
+      rank = message.number(1);
+      kind = message.number(1);
+      if (!message.skip(kind == compact ? 5 : 13)) return false;
+    } else {
+      kind = message.number(1);
+      if (kind == compact) {
+        const auto size = message.number(2);
+        return size && message.has(*size);
+      }
+      if (kind != chunked) return kind.has_value();
+      if (version > 3U && !message.skip(1)) return false;  // flags
+      rank = message.number(1);
+      if (version == 3U) {
+        if (!message.skip(8)) return false;
+      } else {
+        dim_bytes = message.number(1).value_or(0);
+      }
+    }
+    constexpr std::uint64_t max_rank = 33;
+    if (!rank || *rank > max_rank || dim_bytes < 1 || dim_bytes > 8) return false;
+    if (kind == chunked) found.chunk_rank = rank;
+    for (std::uint64_t i = 0; i < *rank; ++i) {
+      const auto dim = message.number(static_cast<std::size_t>(dim_bytes));
+      if (!dim || (kind == chunked && *dim == 0)) return false;
+    }
+    return kind != compact || check_sized(message);
+  }
+
+  /// A heap's free places are a list in it; one that does not end fills the memory.
+  [[nodiscard]] bool check_names(std::uint64_t address) const {
+    constexpr std::uint64_t end = 1;
+    const auto head = bytes_at(address, 32);
+    if (head.empty()) return false;
+    const little_endian_reader heap(head);
+    const std::uint64_t bytes = heap.u64(8);
+    if (text_of(std::span(head).first(4)) != "HEAP" || bytes > place_.bytes) return false;
+    const auto names = bytes_at(heap.u64(24), bytes);
+    std::uint64_t free = heap.u64(16);
+    for (std::uint64_t left = bytes / 16; free != end; --left) {
+      if (left == 0 || !in_bounds(free, 16, names.size())) return false;
+      free = little_endian_reader(std::span(names).subspan(static_cast<std::size_t>(free))).u64(0);
+    }
+    return true;
+  }
+
+  const mapped_file& file_;
+  hdf5_place place_;
+};
+
+}  // namespace vggload::detail

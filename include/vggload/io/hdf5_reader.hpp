@@ -1,0 +1,903 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <zlib.h>
+
+#include <hdf5.h>
+#if H5_VERSION_GE(1, 14, 0)
+#include <H5FDdevelop.h>
+#endif
+
+#include <vggload/core/checked.hpp>
+#include <vggload/core/dtype.hpp>
+#include <vggload/core/error.hpp>
+#include <vggload/core/shape.hpp>
+#include <vggload/io/hdf5_object_check.hpp>
+#include <vggload/io/input_file.hpp>
+#include <vggload/io/mapped_file.hpp>
+#include <vggload/io/weight_reader.hpp>
+
+namespace vggload {
+
+namespace detail {
+
+/// libhdf5 need not be built for threads, and its state is the process's: so is this lock on it.
+inline std::mutex hdf5_mutex;
+
+/// Held around all calls of libhdf5. Keeps it from printing its errors meanwhile.
+class hdf5_lock {
+ public:
+  hdf5_lock() : lock_(hdf5_mutex) {
+    H5Eget_auto2(H5E_DEFAULT, &print_, &print_data_);
+    H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+  }
+  hdf5_lock(const hdf5_lock&) = delete;
+  hdf5_lock& operator=(const hdf5_lock&) = delete;
+  ~hdf5_lock() { H5Eset_auto2(H5E_DEFAULT, print_, print_data_); }
+
+ private:
+  std::scoped_lock<std::mutex> lock_;
+  H5E_auto2_t print_ = nullptr;
+  void* print_data_ = nullptr;
+};
+
+/// An owned identifier of libhdf5; negative where the call that should give it failed.
+template <herr_t (*Close)(hid_t)>
+class hdf5_handle {
+ public:
+  explicit hdf5_handle(hid_t id = H5I_INVALID_HID) noexcept : id_(id) {}
+  hdf5_handle(hdf5_handle&& other) noexcept : id_(std::exchange(other.id_, H5I_INVALID_HID)) {}
+  hdf5_handle& operator=(hdf5_handle&& other) noexcept {
+    hdf5_handle moved(std::move(other));
+    std::swap(id_, moved.id_);
+    return *this;
+  }
+  ~hdf5_handle() {
+    if (id_ >= 0) Close(id_);
+  }
+
+  [[nodiscard]] hid_t get() const noexcept { return id_; }
+
+ private:
+  hid_t id_;
+};
+
+using hdf5_object = hdf5_handle<H5Oclose>;
+using hdf5_dataset = hdf5_handle<H5Dclose>;
+using hdf5_space = hdf5_handle<H5Sclose>;
+using hdf5_type = hdf5_handle<H5Tclose>;
+using hdf5_properties = hdf5_handle<H5Pclose>;
+
+/// Where the signature is within a place: at 0, 512, 1024, 2048, ..., after a "user block".
+template <class File>
+[[nodiscard]] std::optional<std::uint64_t> find_hdf5_signature(const File& file, hdf5_place place) {
+  constexpr std::string_view signature = "\x89HDF\r\n\x1A\n";
+  for (std::uint64_t offset = 0; in_bounds(offset, signature.size(), place.bytes);
+       offset = offset == 0 ? 512 : 2 * offset) {
+    std::array<char, signature.size()> bytes;
+    file.read_at(place.offset + offset, std::as_writable_bytes(std::span(bytes)));
+    if (std::string_view(bytes.data(), bytes.size()) == signature) return offset;
+  }
+  return std::nullopt;
+}
+
+/// What libhdf5 reads from. It copies this; what changes is behind a pointer.
+struct hdf5_source {
+  struct state {
+    std::exception_ptr error;                                              // why a read failed
+    std::size_t most_raw_bytes = std::numeric_limits<std::size_t>::max();  // in one read
+  };
+  const mapped_file* file;
+  hdf5_place place;
+  state* now;
+};
+
+/// libhdf5's way to the bytes (a "virtual file driver"): through the descriptor that is open
+/// anyway, from any offset on, for reading alone, and never past the end.
+struct hdf5_driver : H5FD_t {
+  hdf5_source source;
+  haddr_t end_of_allocation;
+
+  [[nodiscard]] static H5FD_class_t description() noexcept {
+    H5FD_class_t driver{};
+#ifdef H5FD_CLASS_VERSION
+    driver.version = H5FD_CLASS_VERSION;
+    driver.value = 511;  // the last of those that are free for use within a project
+#endif
+    driver.name = "vggload";
+    driver.maxaddr = static_cast<haddr_t>(std::numeric_limits<std::int64_t>::max());
+    driver.fc_degree = H5F_CLOSE_STRONG;
+    driver.fapl_size = sizeof(hdf5_source);
+    driver.open = open;
+    driver.close = close;
+    driver.cmp = compare;
+    driver.get_eoa = [](const H5FD_t* file, H5FD_mem_t) { return self(file).end_of_allocation; };
+    driver.set_eoa = set_end_of_allocation;
+    driver.get_eof = [](const H5FD_t* file, H5FD_mem_t) -> haddr_t {
+      return self(file).source.place.bytes;
+    };
+    driver.read = read;
+    driver.write = [](H5FD_t*, H5FD_mem_t, hid_t, haddr_t, std::size_t, const void*) -> herr_t {
+      return -1;
+    };
+    const std::array<H5FD_mem_t, H5FD_MEM_NTYPES> one_kind = H5FD_FLMAP_SINGLE;
+    std::ranges::copy(one_kind, driver.fl_map);
+    return driver;
+  }
+
+ private:
+  [[nodiscard]] static const hdf5_driver& self(const H5FD_t* file) noexcept {
+    return *static_cast<const hdf5_driver*>(file);
+  }
+  static H5FD_t* open(const char*, unsigned, hid_t properties, haddr_t) noexcept {
+    const auto* source = static_cast<const hdf5_source*>(H5Pget_driver_info(properties));
+    return source == nullptr ? nullptr : new (std::nothrow) hdf5_driver{{}, *source, 0};
+  }
+  static herr_t close(H5FD_t* file) noexcept {
+    delete static_cast<hdf5_driver*>(file);
+    return 0;
+  }
+  /// Whether two are the same file, whose state libhdf5 then shares.
+  static int compare(const H5FD_t* a, const H5FD_t* b) noexcept {
+    const auto order = self(a).source.now <=> self(b).source.now;
+    return order < 0 ? -1 : static_cast<int>(order > 0);
+  }
+  static herr_t set_end_of_allocation(H5FD_t* file, H5FD_mem_t, haddr_t end) noexcept {
+    static_cast<hdf5_driver*>(file)->end_of_allocation = end;
+    return 0;
+  }
+  static herr_t read(H5FD_t* file, H5FD_mem_t kind, hid_t, haddr_t offset, std::size_t count,
+                     void* out) noexcept {
+    const hdf5_source& source = self(file).source;
+    if (!in_bounds(offset, count, source.place.bytes)) return -1;
+    if (kind == H5FD_MEM_DRAW && count > source.now->most_raw_bytes) return -1;
+    try {
+      source.file->read_at(source.place.offset + offset, {static_cast<std::byte*>(out), count});
+    } catch (...) {
+      source.now->error = std::current_exception();
+      return -1;
+    }
+    return 0;
+  }
+};
+
+/// Objects and bytes of names in a file; no writer of weights comes near.
+inline constexpr std::size_t hdf5_max_objects = 32'768;
+inline constexpr std::size_t hdf5_max_name_bytes = std::size_t{8} << 20U;
+inline constexpr unsigned hdf5_max_depth = 64;
+/// A chunk is read as a whole.
+inline constexpr std::uint64_t hdf5_max_chunk_bytes = std::uint64_t{64} << 20U;
+/// How many bytes of a payload may come from one that is stored, if the payload is not small:
+/// deflate gives 1032 at most. Without a filter only what was never written takes no space.
+inline constexpr std::uint64_t hdf5_max_deflate_ratio = 1100;
+inline constexpr std::uint64_t hdf5_max_ratio = 16;
+inline constexpr std::uint64_t hdf5_small_bytes = std::uint64_t{1} << 20U;
+/// Big-endian elements that are read and turned around at a time.
+inline constexpr std::uint64_t hdf5_turned_elements = 4096;
+
+/// One HDF5 file, or a part of a file that is one, in the hands of libhdf5. All but the plain
+/// getters must be called, and the object made and destroyed, under a `hdf5_lock`.
+class hdf5_session {
+ public:
+  hdf5_session(hdf5_place place, input_file file)
+      : file_(std::move(file)), source_{&file_, place, &state_} {
+    skip_user_block();
+    open_file();
+    const hdf5_object root(check(H5Oopen(hdf5_.get(), "/", H5P_DEFAULT), "its root group"));
+    std::string path;
+    list_group(root.get(), path, 0);
+    sort_by_path();
+  }
+  // libhdf5 has the address of what it reads from.
+  hdf5_session(const hdf5_session&) = delete;
+  hdf5_session& operator=(const hdf5_session&) = delete;
+
+  [[nodiscard]] const mapped_file& file() const noexcept { return file_; }
+  [[nodiscard]] std::span<const tensor_info> tensors() const noexcept { return tensors_; }
+  /// Where the payload begins in the file, if it lies there as it is to be.
+  [[nodiscard]] std::optional<std::uint64_t> offset_of(std::size_t tensor) const noexcept {
+    return payloads_[tensor].big_endian ? std::nullopt : payloads_[tensor].offset;
+  }
+
+  /// A window of a payload that does not lie in the file as it is to be.
+  void read(std::size_t tensor, std::uint64_t offset, std::span<std::byte> out) {
+    const std::size_t element_bytes = bits_of(tensors_[tensor].dtype) / 8;
+    const bool to_the_end = offset + out.size() == tensors_[tensor].bytes;
+    open_tensor& from = open(tensor);
+    while (!out.empty()) {
+      const position at = find(payloads_[tensor], offset / element_bytes);
+      const std::span<const std::byte> chunk = chunk_at(from, at);
+      const auto begin =
+          static_cast<std::size_t>(at.element * element_bytes + offset % element_bytes);
+      const auto end = static_cast<std::size_t>((at.element + at.count) * element_bytes);
+      const auto part = chunk.subspan(begin, std::min(end - begin, out.size()));
+      std::memcpy(out.data(), part.data(), part.size());
+      offset += part.size();
+      out = out.subspan(part.size());
+    }
+    if (to_the_end) open_tensors_.pop_back();
+  }
+
+ private:
+  using coordinates = std::array<hsize_t, H5S_MAX_RANK>;
+
+  /// Where a tensor's bytes come from.
+  struct payload {
+    std::optional<std::uint64_t> offset = {};  // in the file, if they lie there in one piece
+    bool big_endian = false;
+    bool chunked = false;
+    bool shuffled = false;
+    bool deflated = false;
+    // What is not shown in place is read by pieces: `chunk` of `dims`.
+    shape dims = {};
+    shape chunk = {};
+    std::size_t kept_chunks = 1;
+  };
+  struct kept_chunk {
+    std::uint64_t number = std::numeric_limits<std::uint64_t>::max();
+    std::vector<std::byte> bytes = {};
+  };
+  struct open_tensor {
+    std::size_t tensor;
+    hdf5_dataset dataset;
+    std::vector<kept_chunk> kept;
+  };
+  /// An element in its chunk, and how many from it on lie one after the other there.
+  struct position {
+    std::uint64_t number;  // of the chunk
+    coordinates origin;    // of the chunk, in elements
+    std::uint64_t element;
+    std::uint64_t count;
+  };
+  struct link {
+    std::string name;
+    H5L_type_t type;
+    std::optional<std::uint64_t> address;  // of the object's header, where libhdf5 is old
+  };
+  struct link_list {
+    hdf5_session* session;
+    const std::string* path;  // of the group
+    std::vector<link> links = {};
+    std::exception_ptr error = nullptr;
+  };
+
+  [[noreturn]] void fail(const std::string& what) const {
+    throw format_error(printable(file_.path()) + ": " + what);
+  }
+  [[noreturn]] void fail(const std::string& tensor, const std::string& what) const {
+    fail("tensor " + in_quotes(tensor) + ": " + what);
+  }
+
+  [[noreturn]] void fail_header(const std::string& subject, std::uint64_t address) const {
+    fail(subject + ": its header at offset " + std::to_string(address) +
+         " is damaged, or too new for " + library());
+  }
+
+  /// Refuses a negative result: the file's own error if there is one, else libhdf5's.
+  template <class Result>
+  Result check(Result result, const std::string& subject) {
+    if (result >= 0) return result;
+    throw_read_error();
+    std::string reason;
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, first_description, &reason);
+    fail(subject + ": " + library() + " says " + in_quotes(reason));
+  }
+  template <class Result>
+  Result check_tensor(Result result, const std::string& name) {
+    if (result >= 0) return result;
+    return check(result, "tensor " + in_quotes(name));
+  }
+  /// "libhdf5 1.10.8": a file can be fine and too new for it.
+  [[nodiscard]] static std::string library() {
+    unsigned major = 0;
+    unsigned minor = 0;
+    unsigned release = 0;
+    H5get_libversion(&major, &minor, &release);
+    return "libhdf5 " + std::to_string(major) + '.' + std::to_string(minor) + '.' +
+           std::to_string(release);
+  }
+  void throw_read_error() {
+    if (state_.error) std::rethrow_exception(std::exchange(state_.error, nullptr));
+  }
+  static herr_t first_description(unsigned index, const H5E_error2_t* entry, void* data) noexcept {
+    try {
+      if (index == 0 && entry->desc != nullptr) *static_cast<std::string*>(data) = entry->desc;
+    } catch (...) {
+      return -1;  // the message goes without
+    }
+    return 0;
+  }
+
+  /// libhdf5 is shown what is behind, and so all its addresses are from there.
+  void skip_user_block() {
+    const auto offset = find_hdf5_signature(file_, source_.place);
+    if (!offset)
+      fail("no HDF5 signature is in the file's " + std::to_string(file_.size()) + " bytes");
+    source_.place = {source_.place.offset + *offset, source_.place.bytes - *offset};
+#if !H5_VERSION_GE(1, 14, 0)
+    const hdf5_object_check check(file_, source_.place);
+    const auto root = check.root();
+    if (!root) fail("its offsets and lengths are not of 8 bytes, as those of all writers of today");
+    if (!check.is_sound(*root)) {
+      fail_header("the root group", *root);
+    }
+#endif
+  }
+
+  void open_file() {
+    const std::string subject = "as an HDF5 file";
+    const H5FD_class_t description = hdf5_driver::description();
+    const hdf5_handle<H5FDunregister> driver(check(H5FDregister(&description), subject));
+    const hdf5_properties access(check(H5Pcreate(H5P_FILE_ACCESS), subject));
+    check(H5Pset_driver(access.get(), driver.get(), &source_), subject);
+    check(H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG), subject);
+    // What is only listed needs no cache of chunks.
+    check(H5Pset_cache(access.get(), 0, 0, 0, 0), subject);
+    hdf5_ =
+        hdf5_handle<H5Fclose>(check(H5Fopen("checkpoint", H5F_ACC_RDONLY, access.get()), subject));
+  }
+
+  void list_group(hid_t group, std::string& path, unsigned depth) {
+    if (depth > hdf5_max_depth) {
+      fail("group " + in_quotes(path) + " nests deeper than the " + std::to_string(hdf5_max_depth) +
+           " levels that are allowed");
+    }
+    link_list list{this, &path};
+    const herr_t result = H5Literate(group, H5_INDEX_NAME, H5_ITER_NATIVE, nullptr, on_link, &list);
+    if (list.error) std::rethrow_exception(list.error);
+    check(result, "group " + in_quotes(path));
+    const std::size_t path_bytes = path.size();
+    for (const link& each : list.links) {
+      if (!path.empty()) path += '/';
+      path += each.name;
+      list_object(group, each, path, depth);
+      path.resize(path_bytes);
+    }
+  }
+
+  static herr_t on_link(hid_t, const char* name, const H5L_info_t* info, void* data) noexcept {
+    auto& list = *static_cast<link_list*>(data);
+    try {
+      list.session->count_link(list.path->size() + std::strlen(name) + 1);
+      link& each = list.links.emplace_back();
+      each.name = name;
+      each.type = info->type;
+#if !H5_VERSION_GE(1, 14, 0)
+      each.address = info->u.address;
+#endif
+    } catch (...) {
+      list.error = std::current_exception();
+      return -1;
+    }
+    return 0;
+  }
+
+  /// A group may be linked from many, and from within itself: so links are counted, not objects.
+  void count_link(std::size_t name_bytes) {
+    name_bytes_ += name_bytes;
+    if (++links_ > hdf5_max_objects || name_bytes_ > hdf5_max_name_bytes) {
+      fail("more than the " + std::to_string(hdf5_max_objects) + " objects or " +
+           std::to_string(hdf5_max_name_bytes) + " bytes of names that are allowed");
+    }
+  }
+
+  void list_object(hid_t group, const link& each, std::string& path, unsigned depth) {
+    if (each.type != H5L_TYPE_HARD) {
+      fail(in_quotes(path) + " is " +
+           (each.type == H5L_TYPE_SOFT       ? "a soft"
+            : each.type == H5L_TYPE_EXTERNAL ? "an external"
+                                             : "a user-defined") +
+           " link; links are not followed");
+    }
+    if (each.name.empty() || each.name == "." || each.name.find('/') != std::string::npos) {
+      fail(in_quotes(path) + " ends in " + in_quotes(each.name) + ", which is no name");
+    }
+    if (each.address && !hdf5_object_check(file_, source_.place).is_sound(*each.address)) {
+      fail_header("object " + in_quotes(path), *each.address);
+    }
+    const hdf5_object object(
+        check(H5Oopen(group, each.name.c_str(), H5P_DEFAULT), "object " + in_quotes(path)));
+    switch (H5Iget_type(object.get())) {
+      case H5I_GROUP: return list_group(object.get(), path, depth + 1);
+      case H5I_DATASET: return list_dataset(object.get(), path);
+      default: return;  // a named type
+    }
+  }
+
+  void list_dataset(hid_t dataset, const std::string& name) {
+    const hdf5_properties creation(check_tensor(H5Dget_create_plist(dataset), name));
+    const H5D_layout_t layout = check_tensor(H5Pget_layout(creation.get()), name);
+    if (layout == H5D_VIRTUAL) fail(name, "its elements are those of other datasets (virtual)");
+    if (check_tensor(H5Pget_external_count(creation.get()), name) > 0) {
+      fail(name, "its elements are in other files (external)");
+    }
+    tensor_info info{name, dtype::opaque, read_shape(dataset, name), H5Dget_storage_size(dataset)};
+    if (info.bytes > source_.place.bytes) {
+      fail(name, "it is said to take " + std::to_string(info.bytes) + " bytes of the file's " +
+                     std::to_string(source_.place.bytes));
+    }
+    const hdf5_type type(check_tensor(H5Dget_type(dataset), name));
+    set_type(info, dataset, type.get());
+    payload place;
+    set_filters(place, info, creation.get());
+    if (info.dtype != dtype::opaque) {
+      place.big_endian = bits_of(info.dtype) > 8 && H5Tget_order(type.get()) == H5T_ORDER_BE;
+      set_pieces(place, info, dataset, creation.get(), layout);
+    }
+    tensors_.push_back(std::move(info));
+    payloads_.push_back(std::move(place));
+  }
+
+  [[nodiscard]] shape read_shape(hid_t dataset, const std::string& name) {
+    const hdf5_space space(check_tensor(H5Dget_space(dataset), name));
+    // A dataset without a place for any element.
+    if (H5Sget_simple_extent_type(space.get()) == H5S_NULL) return shape{0};
+    std::array<hsize_t, H5S_MAX_RANK> dims;
+    const int rank =
+        check_tensor(H5Sget_simple_extent_dims(space.get(), dims.data(), nullptr), name);
+    return shape(std::vector<std::uint64_t>(dims.begin(), dims.begin() + rank));
+  }
+
+  /// Sets `dtype`, or `foreign_dtype` where the library cannot read such elements.
+  void set_type(tensor_info& info, hid_t dataset, hid_t type) {
+    const std::size_t bytes = H5Tget_size(type);
+    const H5T_class_t kind = H5Tget_class(type);
+    if (kind == H5T_INTEGER || kind == H5T_FLOAT) {
+      const hdf5_type little = in_little_endian(type);
+      for (const auto& [dtype, id] : number_types()) {
+        if (H5Tequal(little.get(), id.get()) > 0) info.dtype = dtype;
+      }
+      info.foreign_dtype = (kind == H5T_FLOAT ? "float" : "integer") + std::to_string(8 * bytes);
+    } else if (kind == H5T_ENUM && is_bool(type)) {
+      info.dtype = dtype::boolean;
+    } else if (kind == H5T_OPAQUE && bytes == 2 && H5Aexists(dataset, "dtype") > 0) {
+      // Keras' bfloat16: h5py knows none, and no other type gets this attribute.
+      info.dtype = dtype::bf16;
+    } else {
+      constexpr std::array names{"integer",  "float",     "time", "string", "bitfield", "opaque",
+                                 "compound", "reference", "enum", "vlen",   "array"};
+      const auto index = static_cast<std::size_t>(kind);
+      info.foreign_dtype = index < names.size() ? names[index] : "unknown";
+    }
+    if (info.dtype != dtype::opaque) info.foreign_dtype.clear();
+  }
+
+  /// The number types that the library can read, all little-endian.
+  [[nodiscard]] static std::array<std::pair<dtype, hdf5_type>, 12> number_types() {
+    const auto copy = [](hid_t type) { return hdf5_type(H5Tcopy(type)); };
+    const auto float16 = [](std::size_t exponent_bits, std::size_t bias) {
+      hdf5_type type(H5Tcopy(H5T_IEEE_F32LE));
+      const std::size_t mantissa_bits = 15 - exponent_bits;
+      H5Tset_fields(type.get(), 15, mantissa_bits, exponent_bits, 0, mantissa_bits);
+      H5Tset_size(type.get(), 2);
+      H5Tset_ebias(type.get(), bias);
+      return type;
+    };
+    return {{{dtype::u8, copy(H5T_STD_U8LE)},
+             {dtype::i8, copy(H5T_STD_I8LE)},
+             {dtype::u16, copy(H5T_STD_U16LE)},
+             {dtype::i16, copy(H5T_STD_I16LE)},
+             {dtype::u32, copy(H5T_STD_U32LE)},
+             {dtype::i32, copy(H5T_STD_I32LE)},
+             {dtype::u64, copy(H5T_STD_U64LE)},
+             {dtype::i64, copy(H5T_STD_I64LE)},
+             {dtype::f16, float16(5, 15)},
+             {dtype::bf16, float16(8, 127)},
+             {dtype::f32, copy(H5T_IEEE_F32LE)},
+             {dtype::f64, copy(H5T_IEEE_F64LE)}}};
+  }
+
+  /// A number type with its bytes turned around if need be.
+  [[nodiscard]] static hdf5_type in_little_endian(hid_t type) {
+    hdf5_type copy(H5Tcopy(type));
+    if (H5Tget_order(type) == H5T_ORDER_BE) H5Tset_order(copy.get(), H5T_ORDER_LE);
+    return copy;
+  }
+
+  /// Whether this is how h5py writes a bool: one byte, FALSE 0 and TRUE 1.
+  [[nodiscard]] static bool is_bool(hid_t type) {
+    if (H5Tget_size(type) != 1 || H5Tget_nmembers(type) != 2) return false;
+    constexpr std::array<std::string_view, 2> names{"FALSE", "TRUE"};
+    for (unsigned i = 0; i < 2; ++i) {
+      const std::unique_ptr<char, herr_t (*)(void*)> name(H5Tget_member_name(type, i),
+                                                          H5free_memory);
+      unsigned char value = 0xFF;
+      if (name == nullptr || names[i] != name.get()) return false;
+      if (H5Tget_member_value(type, i, &value) < 0 || value != i) return false;
+    }
+    return true;
+  }
+
+  /// Elements behind other filters than those that h5py and Keras' users choose ("gzip", with or
+  /// without "shuffle") are opaque.
+  void set_filters(payload& place, tensor_info& info, hid_t creation) {
+    const int count = check_tensor(H5Pget_nfilters(creation), info.name);
+    for (unsigned i = 0; i < static_cast<unsigned>(count) && info.dtype != dtype::opaque; ++i) {
+      std::array<char, 64> name{};
+      std::size_t value_count = 1;
+      unsigned value = 0;  // of shuffle: bytes of an element
+      unsigned flags = 0;
+      const H5Z_filter_t filter =
+          check_tensor(H5Pget_filter2(creation, i, &flags, &value_count, &value, name.size() - 1,
+                                      name.data(), nullptr),
+                       info.name);
+      if (filter == H5Z_FILTER_SHUFFLE && i == 0 && value == bits_of(info.dtype) / 8) {
+        place.shuffled = true;
+      } else if (filter == H5Z_FILTER_DEFLATE && !place.deflated) {
+        place.deflated = true;
+      } else {
+        info.foreign_dtype = std::string(name_of(info.dtype)) + " through filter " +
+                             std::to_string(filter) + " (" + name.data() + ")";
+        info.dtype = dtype::opaque;
+      }
+    }
+  }
+
+  /// Sets `bytes` and `sequential` and how the payload is read; checks all numbers that this
+  /// depends on.
+  void set_pieces(payload& place, tensor_info& info, hid_t dataset, hid_t creation,
+                  H5D_layout_t layout) {
+    const std::uint64_t stored = std::exchange(info.bytes, 0);
+    const auto type_and_shape = [&](const shape& value) {
+      return std::string(name_of(info.dtype)) + " " + to_string(value);
+    };
+    const auto bytes = bytes_of(info.dtype, info.shape);
+    if (!bytes) {
+      fail(info.name, type_and_shape(info.shape) + " has more bytes than 64 bits can count");
+    }
+    info.bytes = *bytes;
+    if (*bytes == 0) {
+      place = {0};
+      return;
+    }
+    const haddr_t offset = layout == H5D_CONTIGUOUS ? H5Dget_offset(dataset) : HADDR_UNDEF;
+    if ((layout == H5D_COMPACT || offset != HADDR_UNDEF) && stored < *bytes) {
+      fail(info.name, type_and_shape(info.shape) + " needs " + std::to_string(*bytes) +
+                          " bytes, but " + std::to_string(stored) + " are stored");
+    }
+    if (offset != HADDR_UNDEF) {
+      if (!in_bounds(offset, *bytes, source_.place.bytes)) {
+        fail(info.name, "its " + std::to_string(*bytes) + " bytes from offset " +
+                            std::to_string(offset) + " on are not in the file's " +
+                            std::to_string(source_.place.bytes));
+      }
+      place.offset = source_.place.offset + offset;
+      if (!place.big_endian) return;
+    }
+    place.dims = place.chunk = info.shape;
+    place.chunked = layout == H5D_CHUNKED;
+    info.sequential = place.deflated;
+    const std::uint64_t ratio = place.deflated ? hdf5_max_deflate_ratio : hdf5_max_ratio;
+    const auto check_stored = [&](const char* what, const shape& value, std::uint64_t count) {
+      if (count <= hdf5_small_bytes || count / ratio <= stored) return;
+      fail(info.name, what + type_and_shape(value) + " has " + std::to_string(count) +
+                          " bytes, but only " + std::to_string(stored) + " are stored");
+    };
+    check_stored("", info.shape, *bytes);
+    if (place.offset) {
+      const std::uint64_t elements = *bytes / (bits_of(info.dtype) / 8);
+      place.dims = shape{elements};
+      place.chunk = shape{std::min(elements, hdf5_turned_elements)};
+    } else if (place.chunked) {
+      coordinates dims;
+      const int rank = check_tensor(H5Pget_chunk(creation, H5S_MAX_RANK, dims.data()), info.name);
+      place.chunk = shape(std::vector<std::uint64_t>(dims.begin(), dims.begin() + rank));
+      const auto chunk_bytes = bytes_of(info.dtype, place.chunk).value_or(0);
+      if (place.chunk.rank() != info.shape.rank() || chunk_bytes == 0 ||
+          chunk_bytes > hdf5_max_chunk_bytes) {
+        fail(info.name, "its chunks are " + type_and_shape(place.chunk) + ", not some bytes of " +
+                            to_string(info.shape) + ", up to " +
+                            std::to_string(hdf5_max_chunk_bytes));
+      }
+      check_stored("a chunk of it, ", place.chunk, chunk_bytes);
+      place.kept_chunks = chunks_to_keep(place, chunk_bytes);
+    }
+  }
+
+  /// As many chunks as one meets again who goes through the rows, so that each is unpacked once; or
+  /// as many of them as 8 MiB hold.
+  [[nodiscard]] static std::size_t chunks_to_keep(const payload& place, std::uint64_t chunk_bytes) {
+    const std::uint64_t most = std::max<std::uint64_t>(1, (std::uint64_t{8} << 20U) / chunk_bytes);
+    std::uint64_t count = 1;
+    const auto first = std::ranges::find_if(place.chunk.dims(), [](auto dim) { return dim > 1; });
+    for (auto i = static_cast<std::size_t>(first - place.chunk.dims().begin()) + 1;
+         i < place.dims.rank(); ++i) {
+      count = std::min(most, checked_multiply(count, chunks_along(place, i)).value_or(most));
+    }
+    return static_cast<std::size_t>(count);
+  }
+  [[nodiscard]] static std::uint64_t chunks_along(const payload& place, std::size_t axis) {
+    return (place.dims[axis] - 1) / place.chunk[axis] + 1;
+  }
+
+  void sort_by_path() {
+    std::vector<std::size_t> order(tensors_.size());
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+    const auto name = [this](std::size_t i) -> std::string_view { return tensors_[i].name; };
+    std::ranges::sort(order, {}, name);
+    const auto twice = std::ranges::adjacent_find(order, {}, name);
+    if (twice != order.end()) fail(tensors_[*twice].name, "it is in the file twice");
+    std::vector<tensor_info> tensors;
+    std::vector<payload> payloads;
+    tensors.reserve(order.size());
+    payloads.reserve(order.size());
+    for (const std::size_t i : order) {
+      tensors.push_back(std::move(tensors_[i]));
+      payloads.push_back(std::move(payloads_[i]));
+    }
+    tensors_ = std::move(tensors);
+    payloads_ = std::move(payloads);
+  }
+
+  /// A tensor stays open, for the chunks that are kept, until it is read to its end; some threads
+  /// may each be in one of their own. The one asked for becomes the last of the list.
+  [[nodiscard]] open_tensor& open(std::size_t tensor) {
+    constexpr std::size_t most = 8;
+    const auto found = std::ranges::find(open_tensors_, tensor, &open_tensor::tensor);
+    if (found != open_tensors_.end()) {
+      std::rotate(found, found + 1, open_tensors_.end());
+    } else {
+      const std::string& name = tensors_[tensor].name;
+      hdf5_dataset dataset(check_tensor(H5Dopen2(hdf5_.get(), name.c_str(), H5P_DEFAULT), name));
+      if (open_tensors_.size() == most) open_tensors_.erase(open_tensors_.begin());
+      open_tensors_.push_back(
+          {tensor, std::move(dataset), std::vector<kept_chunk>(payloads_[tensor].kept_chunks)});
+    }
+    return open_tensors_.back();
+  }
+
+  /// Where the element with this number, counted row-major, is.
+  [[nodiscard]] static position find(const payload& place, std::uint64_t number) {
+    position at;
+    at.number = at.element = 0;
+    at.count = 1;
+    std::uint64_t elements = 1;
+    std::uint64_t chunks = 1;
+    bool whole = true;  // the axes so far are not cut, and so in a chunk as they are in the tensor
+    for (std::size_t axis = place.dims.rank(); axis-- > 0;) {
+      const std::uint64_t coordinate = number % place.dims[axis];
+      const std::uint64_t in_chunk = coordinate % place.chunk[axis];
+      number /= place.dims[axis];
+      if (whole) {
+        at.count =
+            std::min(place.chunk[axis] - in_chunk, place.dims[axis] - coordinate) * elements -
+            at.element;
+      }
+      whole = whole && place.chunk[axis] == place.dims[axis];
+      at.origin[axis] = coordinate - in_chunk;
+      at.element += in_chunk * elements;
+      at.number += coordinate / place.chunk[axis] * chunks;
+      elements *= place.chunk[axis];
+      chunks *= chunks_along(place, axis);
+    }
+    return at;
+  }
+
+  [[nodiscard]] std::span<const std::byte> chunk_at(open_tensor& from, const position& at) {
+    kept_chunk& kept = from.kept[static_cast<std::size_t>(at.number % from.kept.size())];
+    if (kept.number == at.number) return kept.bytes;
+    const payload& place = payloads_[from.tensor];
+    const std::size_t element_bytes = bits_of(tensors_[from.tensor].dtype) / 8;
+    kept.number = kept_chunk().number;  // until it is there
+    kept.bytes.resize(static_cast<std::size_t>(*place.chunk.elements() * element_bytes));
+    const std::span<std::byte> out = kept.bytes;
+    if (place.offset) {
+      const std::uint64_t skip = at.origin[0] * element_bytes;
+      const auto left = tensors_[from.tensor].bytes - skip;
+      file_.read_at(*place.offset + skip,
+                    out.first(static_cast<std::size_t>(std::min<std::uint64_t>(left, out.size()))));
+    } else if (!place.chunked || !read_chunk(from, at.origin, out)) {
+      read_box(from, at.origin, out);
+    }
+    if (place.big_endian) {
+      for (std::size_t i = 0; i < out.size(); i += element_bytes) {
+        std::ranges::reverse(out.subspan(i, element_bytes));
+      }
+    }
+    kept.number = at.number;
+    return kept.bytes;
+  }
+
+  /// Reads and unpacks a chunk; libhdf5 only says where it is, as it does not check what it unpacks.
+  /// False where the chunk was never written.
+  bool read_chunk(const open_tensor& from, const coordinates& origin, std::span<std::byte> out) {
+    const payload& place = payloads_[from.tensor];
+    const std::string& name = tensors_[from.tensor].name;
+    const hid_t dataset = from.dataset.get();
+    hsize_t stored = 0;
+    if (H5Dget_chunk_storage_size(dataset, origin.data(), &stored) < 0) {
+      throw_read_error();
+      return false;
+    }
+    // What deflate cannot make smaller it leaves almost as it is.
+    if (stored > 2 * out.size() + 1024) {
+      fail(name, "a chunk of " + std::to_string(out.size()) + " bytes is said to be packed into " +
+                     std::to_string(stored));
+    }
+    packed_.resize(static_cast<std::size_t>(stored));
+    std::uint32_t skipped_filters = 0;
+    state_.most_raw_bytes = packed_.size();
+#if H5_VERSION_GE(2, 0, 0)
+    std::size_t packed_bytes = packed_.size();
+    const herr_t result = H5Dread_chunk2(dataset, H5P_DEFAULT, origin.data(), &skipped_filters,
+                                         packed_.data(), &packed_bytes);
+#else
+    const herr_t result =
+        H5Dread_chunk(dataset, H5P_DEFAULT, origin.data(), &skipped_filters, packed_.data());
+#endif
+    state_.most_raw_bytes = std::numeric_limits<std::size_t>::max();
+    check_tensor(result, name);
+
+    const bool shuffled = place.shuffled && (skipped_filters & 1U) == 0;
+    const bool deflated = place.deflated && (skipped_filters & (place.shuffled ? 2U : 1U)) == 0;
+    if (deflated) inflate_chunk(name, out.size());
+    if (packed_.size() != out.size()) {
+      fail(name, "a chunk of " + std::to_string(out.size()) + " bytes has " +
+                     std::to_string(packed_.size()) + " in the file");
+    }
+    if (!shuffled) {
+      std::ranges::copy(packed_, out.begin());
+      return true;
+    }
+    // First come the first bytes of all elements, then all second ones, ...
+    const std::size_t element_bytes = bits_of(tensors_[from.tensor].dtype) / 8;
+    const std::size_t elements = out.size() / element_bytes;
+    for (std::size_t i = 0; i < elements; ++i) {
+      for (std::size_t byte = 0; byte < element_bytes; ++byte) {
+        out[i * element_bytes + byte] = packed_[byte * elements + i];
+      }
+    }
+    return true;
+  }
+
+  /// Replaces `packed_` by the bytes, this many, that it unpacks to.
+  void inflate_chunk(const std::string& name, std::size_t bytes) {
+    unpacked_.resize(bytes);
+    uLongf unpacked = bytes;
+    const int code = ::uncompress(reinterpret_cast<Bytef*>(unpacked_.data()), &unpacked,
+                                  reinterpret_cast<const Bytef*>(packed_.data()), packed_.size());
+    if (code == Z_MEM_ERROR) throw std::bad_alloc();
+    if (code != Z_OK || unpacked != bytes) {
+      fail(name, "a chunk of " + std::to_string(packed_.size()) +
+                     " deflated bytes is damaged: it does not unpack to " + std::to_string(bytes));
+    }
+    packed_.swap(unpacked_);
+  }
+
+  /// Lets libhdf5 read what lies in the index itself (compact) or nowhere (its fill value).
+  void read_box(const open_tensor& from, const coordinates& origin, std::span<std::byte> out) {
+    const tensor_info& info = tensors_[from.tensor];
+    const shape& chunk = payloads_[from.tensor].chunk;
+    const hid_t dataset = from.dataset.get();
+    const hdf5_type type(check_tensor(H5Dget_type(dataset), info.name));
+    const hdf5_space space(check_tensor(H5Dget_space(dataset), info.name));
+    const auto rank = static_cast<int>(chunk.rank());
+    if (H5Tget_size(type.get()) != bits_of(info.dtype) / 8 ||
+        H5Sget_simple_extent_ndims(space.get()) != rank) {
+      fail(info.name, "it is no longer what it was when the file was opened");
+    }
+    coordinates dims{};
+    coordinates count{};
+    const coordinates zero{};
+    for (std::size_t axis = 0; axis < chunk.rank(); ++axis) {
+      dims[axis] = chunk[axis];
+      count[axis] = std::min<std::uint64_t>(chunk[axis], info.shape[axis] - origin[axis]);
+    }
+    const hdf5_space memory(check_tensor(H5Screate_simple(rank, dims.data(), nullptr), info.name));
+    if (rank > 0) {
+      for (const auto& [id, start] :
+           {std::pair(space.get(), &origin), std::pair(memory.get(), &zero)}) {
+        check_tensor(
+            H5Sselect_hyperslab(id, H5S_SELECT_SET, start->data(), nullptr, count.data(), nullptr),
+            info.name);
+      }
+    }
+    check_tensor(H5Dread(dataset, type.get(), memory.get(), space.get(), H5P_DEFAULT, out.data()),
+                 info.name);
+  }
+
+  mapped_file file_;
+  hdf5_source::state state_;
+  hdf5_source source_;
+  hdf5_handle<H5Fclose> hdf5_;
+  std::size_t links_ = 0;
+  std::size_t name_bytes_ = 0;
+  std::vector<tensor_info> tensors_;
+  std::vector<payload> payloads_;
+  std::vector<open_tensor> open_tensors_;
+  std::vector<std::byte> packed_;  // a chunk on its way
+  std::vector<std::byte> unpacked_;
+};
+
+/// What the readers of HDF5 have in common.
+class hdf5_reader_base {
+ public:
+  [[nodiscard]] const std::string& path() const noexcept { return session_->file().path(); }
+  [[nodiscard]] std::uint64_t file_bytes() const noexcept { return session_->file().size(); }
+  [[nodiscard]] std::span<const tensor_info> tensors() const noexcept {
+    return session_->tensors();
+  }
+  [[nodiscard]] std::span<const metadata_entry> metadata() const noexcept { return {}; }
+
+  void read(std::size_t tensor, std::uint64_t offset, std::span<std::byte> out) const {
+    check_window(path(), tensors()[tensor], offset, out.size());
+    if (const auto place = session_->offset_of(tensor)) {
+      session_->file().read_at(*place + offset, out);
+    } else {
+      const hdf5_lock lock;
+      session_->read(tensor, offset, out);
+    }
+  }
+
+  [[nodiscard]] std::optional<std::span<const std::byte>> view(std::size_t tensor) const {
+    const auto place = session_->offset_of(tensor);
+    if (!place) return std::nullopt;
+    return session_->file().view(*place, tensors()[tensor].bytes);
+  }
+
+ protected:
+  /// `place` must lie in the file.
+  hdf5_reader_base(hdf5_place place, input_file file) {
+    const hdf5_lock lock;
+    session_.reset(new hdf5_session(place, std::move(file)));
+  }
+
+ private:
+  struct close_under_lock {
+    void operator()(hdf5_session* session) const {
+      const hdf5_lock lock;
+      delete session;
+    }
+  };
+  std::unique_ptr<hdf5_session, close_under_lock> session_;
+};
+
+}  // namespace detail
+
+/// Any HDF5 file, through libhdf5 (target `vggload::hdf5`): all its datasets, by path and without
+/// the leading "/". Format: https://support.hdfgroup.org/documentation/hdf5/latest/_s_p_e_c.html.
+///
+/// - Integers of 8 to 64 bits, IEEE floats of 16 to 64 bits and bfloat16 in either byte order, and
+///   the bool of h5py can be read, and Keras' bfloat16; all else is opaque. Scalars have the shape
+///   [], and datasets without a place for elements (H5S_NULL) the shape [0].
+/// - Contiguous little-endian payloads are read and shown where they lie, without libhdf5. The
+///   others are gathered or unpacked by it; all readers of a process then wait for each other, and
+///   so they do for opening and closing. An application that calls libhdf5 itself, from another
+///   thread meanwhile, needs one that is built for threads (H5_HAVE_THREADSAFE).
+/// - Refused (`format_error`) are links other than hard ones, datasets in other files (external) or
+///   in other datasets (virtual), groups in a circle, and payloads far larger than what is stored.
+///
+/// A model of `weight_reader`.
+class hdf5_reader : public detail::hdf5_reader_base {
+ public:
+  /// Throws `io_error` and `format_error`.
+  explicit hdf5_reader(input_file file) : hdf5_reader_base{{0, file.size()}, std::move(file)} {}
+
+  /// Whether an HDF5 signature is where one may be: at 0, 512, 1024, 2048, ... Throws `io_error`.
+  [[nodiscard]] static bool matches(const input_file& file, std::span<const std::byte> /*head*/) {
+    return detail::find_hdf5_signature(file, {0, file.size()}).has_value();
+  }
+
+  [[nodiscard]] std::string_view format() const noexcept { return "hdf5"; }
+};
+
+static_assert(weight_reader<hdf5_reader>);
+
+}  // namespace vggload

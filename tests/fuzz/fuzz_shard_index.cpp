@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <vggload/io/sharded_safetensors_reader.hpp>
+
+#include "fuzz_reader.hpp"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  return fuzz::open_and_read<vggload::sharded_safetensors_reader>(data, size);
+}
