@@ -16,7 +16,8 @@ import time
 import traceback
 from pathlib import Path
 
-import check_safetensors  # noqa: F401 (registers its checks)
+import check_formats  # noqa: F401 (registers its checks)
+import check_safetensors  # noqa: F401
 import check_usage  # noqa: F401
 import check_vgg16  # noqa: F401
 from support import CHECKS, Context
