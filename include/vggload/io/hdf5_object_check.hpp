@@ -50,7 +50,7 @@ class hdf5_object_check {
     if (text_of(std::span(start).first(4)) == "OHDR") return check_version_2(address, start);
     if (start[0] != std::byte{1}) return false;
     const std::uint32_t bytes = little_endian_reader(start).u32(8);
-    return check_blocks({address + 16, bytes}, message_layout{8, 0, 0, 8, 0});
+    return check_blocks({address + 16, bytes}, message_layout{8, 0, 0, 8, false});
   }
 
  private:

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -156,8 +157,9 @@ struct hdf5_driver : H5FD_t {
   }
   /// Whether two are the same file, whose state libhdf5 then shares.
   static int compare(const H5FD_t* a, const H5FD_t* b) noexcept {
-    const auto order = self(a).source.now <=> self(b).source.now;
-    return order < 0 ? -1 : static_cast<int>(order > 0);
+    const std::less<> before;
+    if (before(self(a).source.now, self(b).source.now)) return -1;
+    return before(self(b).source.now, self(a).source.now) ? 1 : 0;
   }
   static herr_t set_end_of_allocation(H5FD_t* file, H5FD_mem_t, haddr_t end) noexcept {
     static_cast<hdf5_driver*>(file)->end_of_allocation = end;

@@ -260,7 +260,7 @@ class safetensors_reader {
     }
     std::array<std::byte, detail::safetensors_length_bytes> length_bytes;
     file_->read_at(0, length_bytes);
-    const std::uint64_t length = detail::load_little_endian<std::uint64_t>(length_bytes);
+    const auto length = detail::load_little_endian<std::uint64_t>(length_bytes);
     if (length > detail::safetensors_max_header_bytes) {
       fail("the header is said to have " + std::to_string(length) + " bytes, more than the " +
            std::to_string(detail::safetensors_max_header_bytes) + " that are allowed");

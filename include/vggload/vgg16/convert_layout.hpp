@@ -26,7 +26,7 @@ namespace vggload::vgg16 {
 namespace detail {
 
 /// What is left of the image in front of fc1, which flattens it: 7 x 7 places of 512 channels.
-inline constexpr std::uint64_t flat_places = 7 * 7;
+inline constexpr std::uint64_t flat_places = 49;
 inline constexpr std::uint64_t flat_channels = 512;
 
 /// A layer's weight from one layout in the other. The formulas: torch[o][i][h][w] =
