@@ -23,12 +23,15 @@ struct hdf5_place {
 };
 
 /// A look at an object's header before libhdf5 opens the object: up to 1.12 it copies what numbers
-/// in there claim and divides by them. Checks those that were seen to end a process; the rest is for
-/// libhdf5 to judge. Format: "HDF5 File Format Specification 3.0", IV.A.
+/// in there claim and divides by them, and even 1.14 follows a list of free places for ever. Checks
+/// those that were seen to end a process; the rest is for libhdf5 to judge. Format: "HDF5 File
+/// Format Specification 3.0", IV.A.
 class hdf5_object_check {
  public:
-  /// `place` begins with the signature.
-  hdf5_object_check(const mapped_file& file, hdf5_place place) : file_(file), place_(place) {}
+  /// `place` begins with the signature; `newest_layout` is the last version of the message on a
+  /// dataset's layout that libhdf5 knows (what it does not know it refuses, but leaks memory).
+  hdf5_object_check(const mapped_file& file, hdf5_place place, unsigned newest_layout)
+      : file_(file), place_(place), newest_layout_(newest_layout) {}
 
   /// The address of the root group's header; none where offsets and lengths are not of 8 bytes, as
   /// all writers of today have them and all else here takes for granted.
@@ -50,7 +53,7 @@ class hdf5_object_check {
     if (text_of(std::span(start).first(4)) == "OHDR") return check_version_2(address, start);
     if (start[0] != std::byte{1}) return false;
     const std::uint32_t bytes = little_endian_reader(start).u32(8);
-    return check_blocks({address + 16, bytes}, message_layout{8, 0, 0, 8, false});
+    return check_blocks({address + 16, bytes}, message_layout{8, 0, 0, false});
   }
 
  private:
@@ -59,8 +62,7 @@ class hdf5_object_check {
     std::size_t header_bytes;
     std::size_t block_head;  // bytes of a further block before its first message
     std::size_t block_tail;  // and behind its last one
-    std::size_t alignment;
-    bool small_type;  // one byte, not two
+    bool small_type;         // one byte, not two
   };
   struct block {
     std::uint64_t address;
@@ -119,7 +121,7 @@ class hdf5_object_check {
     const auto size = body(bytes_at(size_at, size_bytes)).number(size_bytes);
     const std::size_t header_bytes = (flags & with_order) != 0 ? 6 : 4;
     return size &&
-           check_blocks({size_at + size_bytes, *size}, message_layout{header_bytes, 4, 4, 1, true});
+           check_blocks({size_at + size_bytes, *size}, message_layout{header_bytes, 4, 4, true});
   }
 
   [[nodiscard]] bool check_blocks(block first, const message_layout& layout) const {
@@ -142,8 +144,8 @@ class hdf5_object_check {
     return !found.names || check_names(*found.names);
   }
 
-  [[nodiscard]] static bool check_messages(std::span<const std::byte> messages,
-                                           const message_layout& layout, object& found) {
+  [[nodiscard]] bool check_messages(std::span<const std::byte> messages,
+                                    const message_layout& layout, object& found) const {
     constexpr unsigned shared_flag = 2;
     while (messages.size() >= layout.header_bytes) {
       const little_endian_reader header(messages);
@@ -161,8 +163,8 @@ class hdf5_object_check {
     return true;
   }
 
-  [[nodiscard]] static bool check_message(unsigned type, std::span<const std::byte> bytes,
-                                          object& found) {
+  [[nodiscard]] bool check_message(unsigned type, std::span<const std::byte> bytes,
+                                   object& found) const {
     body message(bytes);
     switch (type) {
       case 0x01:
@@ -201,9 +203,7 @@ class hdf5_object_check {
     const auto base = message.number(4);
     const auto base_bytes = message.number(4);
     constexpr unsigned integer = 0;
-    if (version > 3 || !base_bytes || (*base & 0x0FU) != integer || *base_bytes != *size) {
-      return false;
-    }
+    if (!base_bytes || (*base & 0x0FU) != integer || *base_bytes != *size) return false;
     if (!message.skip(4)) return false;  // the integer's offset and precision
     for (std::uint64_t i = 0; i < count; ++i) {
       const auto end = std::ranges::find(message.left(), std::byte{0});
@@ -256,11 +256,11 @@ class hdf5_object_check {
            message.has(*value_bytes);
   }
 
-  [[nodiscard]] static bool check_layout(body message, object& found) {
+  [[nodiscard]] bool check_layout(body message, object& found) const {
     constexpr unsigned compact = 0;
     constexpr unsigned chunked = 2;
     const auto version = message.number(1);
-    if (version > 4U) return false;
+    if (version > newest_layout_) return false;
     std::optional<std::uint64_t> rank;
     std::optional<std::uint64_t> kind;
     std::uint64_t dim_bytes = 4;
@@ -312,6 +312,7 @@ class hdf5_object_check {
 
   const mapped_file& file_;
   hdf5_place place_;
+  unsigned newest_layout_;
 };
 
 }  // namespace vggload::detail

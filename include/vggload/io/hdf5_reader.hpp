@@ -22,9 +22,6 @@
 #include <zlib.h>
 
 #include <hdf5.h>
-#if H5_VERSION_GE(1, 14, 0)
-#include <H5FDdevelop.h>
-#endif
 
 #include <vggload/core/checked.hpp>
 #include <vggload/core/dtype.hpp>
@@ -102,8 +99,10 @@ template <class File>
 /// What libhdf5 reads from. It copies this; what changes is behind a pointer.
 struct hdf5_source {
   struct state {
-    std::exception_ptr error;                                              // why a read failed
-    std::size_t most_raw_bytes = std::numeric_limits<std::size_t>::max();  // in one read
+    std::exception_ptr error;  // why a read failed
+    /// Of payloads, that may be read: libhdf5 is told a buffer, but not how long it is.
+    std::size_t raw_bytes = no_limit;
+    static constexpr std::size_t no_limit = std::numeric_limits<std::size_t>::max();
   };
   const mapped_file* file;
   hdf5_place place;
@@ -169,7 +168,10 @@ struct hdf5_driver : H5FD_t {
                      void* out) noexcept {
     const hdf5_source& source = self(file).source;
     if (!in_bounds(offset, count, source.place.bytes)) return -1;
-    if (kind == H5FD_MEM_DRAW && count > source.now->most_raw_bytes) return -1;
+    if (kind == H5FD_MEM_DRAW && source.now->raw_bytes != hdf5_source::state::no_limit) {
+      if (count > source.now->raw_bytes) return -1;
+      source.now->raw_bytes -= count;
+    }
     try {
       source.file->read_at(source.place.offset + offset, {static_cast<std::byte*>(out), count});
     } catch (...) {
@@ -271,7 +273,7 @@ class hdf5_session {
   struct link {
     std::string name;
     H5L_type_t type;
-    std::optional<std::uint64_t> address;  // of the object's header, where libhdf5 is old
+    std::uint64_t address = 0;  // of the object's header
   };
   struct link_list {
     hdf5_session* session;
@@ -327,20 +329,22 @@ class hdf5_session {
     return 0;
   }
 
+  [[nodiscard]] hdf5_object_check object_check() const {
+    return {file_, source_.place, H5_VERSION_GE(2, 0, 0) ? 5U : 4U};
+  }
+
   /// libhdf5 is shown what is behind, and so all its addresses are from there.
   void skip_user_block() {
     const auto offset = find_hdf5_signature(file_, source_.place);
     if (!offset)
       fail("no HDF5 signature is in the file's " + std::to_string(file_.size()) + " bytes");
     source_.place = {source_.place.offset + *offset, source_.place.bytes - *offset};
-#if !H5_VERSION_GE(1, 14, 0)
-    const hdf5_object_check check(file_, source_.place);
+    const hdf5_object_check check = object_check();
     const auto root = check.root();
     if (!root) fail("its offsets and lengths are not of 8 bytes, as those of all writers of today");
     if (!check.is_sound(*root)) {
       fail_header("the root group", *root);
     }
-#endif
   }
 
   void open_file() {
@@ -374,14 +378,20 @@ class hdf5_session {
     }
   }
 
-  static herr_t on_link(hid_t, const char* name, const H5L_info_t* info, void* data) noexcept {
+  static herr_t on_link([[maybe_unused]] hid_t group, const char* name, const H5L_info_t* info,
+                        void* data) noexcept {
     auto& list = *static_cast<link_list*>(data);
     try {
       list.session->count_link(list.path->size() + std::strlen(name) + 1);
       link& each = list.links.emplace_back();
       each.name = name;
       each.type = info->type;
-#if !H5_VERSION_GE(1, 14, 0)
+      if (each.type != H5L_TYPE_HARD) return 0;
+#if H5_VERSION_GE(1, 12, 0)
+      haddr_t address = HADDR_UNDEF;
+      H5VLnative_token_to_addr(group, info->u.token, &address);
+      each.address = address;
+#else
       each.address = info->u.address;
 #endif
     } catch (...) {
@@ -393,10 +403,13 @@ class hdf5_session {
 
   /// A group may be linked from many, and from within itself: so links are counted, not objects.
   void count_link(std::size_t name_bytes) {
+    if (++links_ > hdf5_max_objects) {
+      fail("more than the " + std::to_string(hdf5_max_objects) + " objects that are allowed");
+    }
     name_bytes_ += name_bytes;
-    if (++links_ > hdf5_max_objects || name_bytes_ > hdf5_max_name_bytes) {
-      fail("more than the " + std::to_string(hdf5_max_objects) + " objects or " +
-           std::to_string(hdf5_max_name_bytes) + " bytes of names that are allowed");
+    if (name_bytes_ > hdf5_max_name_bytes) {
+      fail("more than the " + std::to_string(hdf5_max_name_bytes) +
+           " bytes of names that are allowed");
     }
   }
 
@@ -411,8 +424,8 @@ class hdf5_session {
     if (each.name.empty() || each.name == "." || each.name.find('/') != std::string::npos) {
       fail(in_quotes(path) + " ends in " + in_quotes(each.name) + ", which is no name");
     }
-    if (each.address && !hdf5_object_check(file_, source_.place).is_sound(*each.address)) {
-      fail_header("object " + in_quotes(path), *each.address);
+    if (!object_check().is_sound(each.address)) {
+      fail_header("object " + in_quotes(path), each.address);
     }
     const hdf5_object object(
         check(H5Oopen(group, each.name.c_str(), H5P_DEFAULT), "object " + in_quotes(path)));
@@ -652,17 +665,29 @@ class hdf5_session {
   /// may each be in one of their own. The one asked for becomes the last of the list.
   [[nodiscard]] open_tensor& open(std::size_t tensor) {
     constexpr std::size_t most = 8;
+    constexpr std::uint64_t most_bytes = hdf5_max_chunk_bytes;
     const auto found = std::ranges::find(open_tensors_, tensor, &open_tensor::tensor);
     if (found != open_tensors_.end()) {
       std::rotate(found, found + 1, open_tensors_.end());
     } else {
       const std::string& name = tensors_[tensor].name;
       hdf5_dataset dataset(check_tensor(H5Dopen2(hdf5_.get(), name.c_str(), H5P_DEFAULT), name));
-      if (open_tensors_.size() == most) open_tensors_.erase(open_tensors_.begin());
+      std::uint64_t bytes = bytes_to_keep(tensor);
+      for (const open_tensor& each : open_tensors_) bytes += bytes_to_keep(each.tensor);
+      while (!open_tensors_.empty() && (open_tensors_.size() == most || bytes > most_bytes)) {
+        bytes -= bytes_to_keep(open_tensors_.front().tensor);
+        open_tensors_.erase(open_tensors_.begin());
+      }
       open_tensors_.push_back(
           {tensor, std::move(dataset), std::vector<kept_chunk>(payloads_[tensor].kept_chunks)});
     }
     return open_tensors_.back();
+  }
+
+  /// Of the chunks of an open tensor.
+  [[nodiscard]] std::uint64_t bytes_to_keep(std::size_t tensor) const {
+    const payload& place = payloads_[tensor];
+    return place.kept_chunks * *bytes_of(tensors_[tensor].dtype, place.chunk);
   }
 
   /// Where the element with this number, counted row-major, is.
@@ -728,6 +753,7 @@ class hdf5_session {
       throw_read_error();
       return false;
     }
+    if (stored == 0) return false;
     // What deflate cannot make smaller it leaves almost as it is.
     if (stored > 2 * out.size() + 1024) {
       fail(name, "a chunk of " + std::to_string(out.size()) + " bytes is said to be packed into " +
@@ -735,7 +761,7 @@ class hdf5_session {
     }
     packed_.resize(static_cast<std::size_t>(stored));
     std::uint32_t skipped_filters = 0;
-    state_.most_raw_bytes = packed_.size();
+    state_.raw_bytes = packed_.size();
 #if H5_VERSION_GE(2, 0, 0)
     std::size_t packed_bytes = packed_.size();
     const herr_t result = H5Dread_chunk2(dataset, H5P_DEFAULT, origin.data(), &skipped_filters,
@@ -744,8 +770,12 @@ class hdf5_session {
     const herr_t result =
         H5Dread_chunk(dataset, H5P_DEFAULT, origin.data(), &skipped_filters, packed_.data());
 #endif
-    state_.most_raw_bytes = std::numeric_limits<std::size_t>::max();
+    const std::size_t missing = std::exchange(state_.raw_bytes, hdf5_source::state::no_limit);
     check_tensor(result, name);
+    if (missing > 0) {
+      fail(name, "a chunk of " + std::to_string(packed_.size()) + " bytes lacks " +
+                     std::to_string(missing) + " in the file");
+    }
 
     const bool shuffled = place.shuffled && (skipped_filters & 1U) == 0;
     const bool deflated = place.deflated && (skipped_filters & (place.shuffled ? 2U : 1U)) == 0;
