@@ -3,6 +3,8 @@
 
 #include <string>
 
+#include <hdf5.h>
+
 #include <vggload/io/gguf_reader.hpp>
 #include <vggload/io/hdf5_reader.hpp>
 #include <vggload/io/keras_reader.hpp>
@@ -16,6 +18,8 @@
 namespace command {
 
 vggload::checkpoint open_any(const std::string& path) {
+  // Else libhdf5 may complain, when the process ends, that it cannot close a damaged file.
+  H5dont_atexit();
   // ONNX has no magic number, but is strict; safetensors begins with any number.
   using readers =
       vggload::reader_list<vggload::torch_zip_reader, vggload::torch_legacy_reader,

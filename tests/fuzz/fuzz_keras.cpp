@@ -2,7 +2,6 @@
 #include <vggload/io/keras_reader.hpp>
 
 #include "fuzz_reader.hpp"
-#include "libhdf5_leaks.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   return fuzz::open_and_read<vggload::keras_reader>(data, size);

@@ -400,7 +400,7 @@ TEST_CASE("what is damaged is refused") {
                        number(2, 3) + number(1 << 20, 4) + number(0x0810, 4) + number(1 << 20, 4)),
                header);
   }
-  SUBCASE("a fill value that is longer than its message") {
+  SUBCASE("a fill value that is longer than its message, or shorter than an element") {
     const std::string fill = number(4, 4) + std::string("\x00\x50\x9A\x44", 4);
     std::size_t messages = 0;
     for (const H5F_libver_t oldest : {H5F_LIBVER_EARLIEST, H5F_LIBVER_V110}) {
@@ -409,12 +409,17 @@ TEST_CASE("what is damaged is refused") {
       // The older form of the message may stand beside the newer one.
       for (std::size_t at = bytes.find(fill); at != std::string::npos;
            at = bytes.find(fill, at + 1)) {
-        std::string damaged = bytes;
-        is_refused(folder.write("file", damaged.replace(at, 4, number(0x7F000000, 4))), header);
+        for (const std::uint64_t size : {0x7F000000U, 3U}) {
+          std::string damaged = bytes;
+          is_refused(folder.write("file", damaged.replace(at, 4, number(size, 4))), header);
+        }
         ++messages;
       }
     }
     CHECK(messages == 3);
+    write(
+        folder, [](hid_t f) { add(f, "a", {.fill = 1234.5F}); }, H5F_LIBVER_V110);
+    is_refused(patched(folder, folder.file("file"), fill, number(3, 4)), header);
   }
   SUBCASE("a link without a name") {
     const std::string path = write(folder, [](hid_t f) {
@@ -589,16 +594,20 @@ TEST_CASE("a reading is a read of the same bytes, whatever the windows and the c
 
 TEST_CASE("a type that has a name is no tensor") {
   const test::temporary_folder folder;
-  const std::string path = write(folder, [](hid_t f) {
-    const hid_t type = H5Tcopy(H5T_IEEE_F32LE);
-    H5Tcommit2(f, "type", type, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
-    add(f, "a", {.type = type, .values = counted(4)});
-    H5Tclose(type);
-  });
-  const hdf5_reader reader{input_file(path)};
-  REQUIRE(reader.tensors().size() == 1);
-  CHECK(reader.tensors()[0].dtype == dtype::f32);
-  CHECK(floats_of(reader, 0) == counted(4));
+  for (const H5F_libver_t oldest : {H5F_LIBVER_EARLIEST, H5F_LIBVER_V110}) {
+    const auto make = [](hid_t f) {
+      const hid_t type = H5Tcopy(H5T_IEEE_F32LE);
+      H5Tcommit2(f, "type", type, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+      add(f, "a", {.type = type, .values = counted(4)});
+      add(f, "b", {.type = type, .fill = 2.5F});
+      H5Tclose(type);
+    };
+    const hdf5_reader reader{input_file(write(folder, make, oldest))};
+    REQUIRE(reader.tensors().size() == 2);
+    CHECK(reader.tensors()[0].dtype == dtype::f32);
+    CHECK(floats_of(reader, 0) == counted(4));
+    CHECK(floats_of(reader, 1) == std::vector<float>(4, 2.5F));
+  }
 }
 
 TEST_CASE("a long row of chunks that are read again and again") {

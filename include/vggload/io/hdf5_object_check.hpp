@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -48,12 +49,16 @@ class hdf5_object_check {
 
   /// Whether libhdf5 may be shown the object with a header at this address. Throws `io_error`.
   [[nodiscard]] bool is_sound(std::uint64_t address) const {
-    const auto start = bytes_at(address, 16);
-    if (start.empty()) return false;
-    if (text_of(std::span(start).first(4)) == "OHDR") return check_version_2(address, start);
-    if (start[0] != std::byte{1}) return false;
-    const std::uint32_t bytes = little_endian_reader(start).u32(8);
-    return check_blocks({address + 16, bytes}, message_layout{8, 0, 0, false});
+    object found;
+    if (!check_header(address, found)) return false;
+    // A chunk has the elements' size as one more axis.
+    if (found.chunk_rank && found.rank && *found.chunk_rank != *found.rank + 1) return false;
+    // libhdf5 takes the elements' size for the fill value's.
+    if (found.fill_bytes) {
+      if (found.named_type && !check_header(*found.named_type, found)) return false;
+      if (found.fill_bytes != found.type_bytes) return false;
+    }
+    return !found.names || check_names(*found.names);
   }
 
  private:
@@ -70,10 +75,12 @@ class hdf5_object_check {
   };
   /// What is gathered from all messages of an object.
   struct object {
-    std::vector<block> blocks;
     std::optional<std::uint64_t> rank = {};
     std::optional<std::uint64_t> chunk_rank = {};
-    std::optional<std::uint64_t> names = {};  // address of the heap with a group's names
+    std::optional<std::uint64_t> type_bytes = {};  // of an element
+    std::optional<std::uint64_t> named_type = {};  // address of its header
+    std::optional<std::uint64_t> fill_bytes = {};  // of what stands for elements never written
+    std::optional<std::uint64_t> names = {};       // address of the heap with a group's names
   };
 
   /// A message's body, taken from its start on.
@@ -109,8 +116,17 @@ class hdf5_object_check {
     return bytes;
   }
 
-  [[nodiscard]] bool check_version_2(std::uint64_t address,
-                                     std::span<const std::byte> start) const {
+  [[nodiscard]] bool check_header(std::uint64_t address, object& found) const {
+    const auto start = bytes_at(address, 16);
+    if (start.empty()) return false;
+    if (text_of(std::span(start).first(4)) == "OHDR") return check_version_2(address, start, found);
+    if (start[0] != std::byte{1}) return false;
+    const std::uint32_t bytes = little_endian_reader(start).u32(8);
+    return check_blocks({address + 16, bytes}, message_layout{8, 0, 0, false}, found);
+  }
+
+  [[nodiscard]] bool check_version_2(std::uint64_t address, std::span<const std::byte> start,
+                                     object& found) const {
     constexpr unsigned with_order = 0x04;
     constexpr unsigned with_limits = 0x10;
     constexpr unsigned with_times = 0x20;
@@ -120,33 +136,34 @@ class hdf5_object_check {
     const std::size_t size_bytes = std::size_t{1} << (flags & 3U);
     const auto size = body(bytes_at(size_at, size_bytes)).number(size_bytes);
     const std::size_t header_bytes = (flags & with_order) != 0 ? 6 : 4;
-    return size &&
-           check_blocks({size_at + size_bytes, *size}, message_layout{header_bytes, 4, 4, true});
+    return size && check_blocks({size_at + size_bytes, *size},
+                                message_layout{header_bytes, 4, 4, true}, found);
   }
 
-  [[nodiscard]] bool check_blocks(block first, const message_layout& layout) const {
-    constexpr std::size_t most_blocks = 1024;
-    object found{{first}};
-    for (std::size_t i = 0; i < found.blocks.size(); ++i) {
-      const block each = found.blocks[i];
-      if (i > most_blocks || each.bytes > place_.bytes) return false;
-      const auto bytes = bytes_at(each.address, each.bytes);
+  [[nodiscard]] bool check_blocks(block first, const message_layout& layout, object& found) const {
+    // A message has at most 64 KiB, and Keras writes three lists of names.
+    std::uint64_t bytes_left = std::uint64_t{4} << 20U;
+    std::vector<block> blocks{first};
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      if (blocks[i].bytes > bytes_left) return false;
+      bytes_left -= blocks[i].bytes;
+      const auto bytes = bytes_at(blocks[i].address, blocks[i].bytes);
       std::span<const std::byte> messages = bytes;
       if (i > 0) {
         if (messages.size() < layout.block_head + layout.block_tail) return false;
         messages = messages.subspan(layout.block_head);
         messages = messages.first(messages.size() - layout.block_tail);
       }
-      if (!check_messages(messages, layout, found)) return false;
+      if (!check_messages(messages, layout, found, blocks)) return false;
     }
-    // A chunk has the elements' size as one more axis.
-    if (found.chunk_rank && found.rank && *found.chunk_rank != *found.rank + 1) return false;
-    return !found.names || check_names(*found.names);
+    return true;
   }
 
   [[nodiscard]] bool check_messages(std::span<const std::byte> messages,
-                                    const message_layout& layout, object& found) const {
+                                    const message_layout& layout, object& found,
+                                    std::vector<block>& blocks) const {
     constexpr unsigned shared_flag = 2;
+    constexpr unsigned further_block = 0x10;
     while (messages.size() >= layout.header_bytes) {
       const little_endian_reader header(messages);
       const unsigned type =
@@ -155,7 +172,15 @@ class hdf5_object_check {
       const auto flags = std::to_integer<unsigned>(messages[layout.small_type ? 3 : 4]);
       messages = messages.subspan(layout.header_bytes);
       if (bytes > messages.size()) return false;
-      if ((flags & shared_flag) == 0 && !check_message(type, messages.first(bytes), found)) {
+      body message(messages.first(bytes));
+      if ((flags & shared_flag) != 0) {
+        if (!check_shared(type, message, found)) return false;
+      } else if (type == further_block) {
+        const auto address = message.number(8);
+        const auto size = message.number(8);
+        if (!size) return false;
+        blocks.push_back({*address, *size});
+      } else if (!check_message(type, message, found)) {
         return false;
       }
       messages = messages.subspan(bytes);
@@ -163,40 +188,38 @@ class hdf5_object_check {
     return true;
   }
 
-  [[nodiscard]] bool check_message(unsigned type, std::span<const std::byte> bytes,
-                                   object& found) const {
-    body message(bytes);
+  /// A message that is elsewhere. Types that have a name are; no writer has others without being
+  /// asked to.
+  [[nodiscard]] static bool check_shared(unsigned type, body message, object& found) {
+    constexpr std::array must_be_here{0x01U, 0x04U, 0x05U, 0x06U, 0x08U, 0x10U, 0x11U};
+    if (std::ranges::find(must_be_here, type) != must_be_here.end()) return false;
+    constexpr unsigned element_type = 0x03;
+    if (type != element_type) return true;
+    const auto version = message.number(1);
+    return message.skip(version == 1U ? 7 : 1) && set(found.named_type, message.number(8));
+  }
+
+  [[nodiscard]] bool check_message(unsigned type, body message, object& found) const {
     switch (type) {
-      case 0x01:
-        if (!message.skip(1)) return false;
-        found.rank = message.number(1);
-        return found.rank.has_value();
-      case 0x03: return check_type(message);
-      case 0x04: return check_sized(message);
-      case 0x05: return check_fill_value(message);
+      case 0x01: return message.skip(1) && set(found.rank, message.number(1));
+      case 0x03: return check_type(message, found);
+      case 0x04: return check_sized(message, found.fill_bytes);
+      case 0x05: return check_fill_value(message, found);
       case 0x06: return check_link(message);
       case 0x08: return check_layout(message, found);
-      case 0x10: {
-        const auto address = message.number(8);
-        const auto size = message.number(8);
-        if (!size) return false;
-        found.blocks.push_back({*address, *size});
-        return true;
-      }
       case 0x11:
-        if (!message.skip(8)) return false;  // where its links are
-        found.names = message.number(8);
-        return found.names.has_value();
+        // Behind where its links are.
+        return message.skip(8) && set(found.names, message.number(8));
       default: return true;
     }
   }
 
   /// An enumeration's values are copied whole. Of the other types, no trouble was seen.
-  [[nodiscard]] static bool check_type(body message) {
+  [[nodiscard]] static bool check_type(body message, object& found) {
     constexpr unsigned enumeration = 8;
     const auto head = message.number(4);
     const auto size = message.number(4);
-    if (!size) return false;
+    if (!set(found.type_bytes, size)) return false;
     if ((*head & 0x0FU) != enumeration) return true;
     const std::uint64_t version = *head >> 4U & 0x0FU;
     const std::uint64_t count = *head >> 8U & 0xFFFFU;
@@ -214,22 +237,31 @@ class hdf5_object_check {
     return message.has(count * *base_bytes);
   }
 
-  /// A length of 4 bytes and as many bytes.
-  [[nodiscard]] static bool check_sized(body message) {
-    const auto size = message.number(4);
-    // -1: undefined.
-    return size && (*size == 0xFFFFFFFFU || message.has(*size));
+  /// False without a value, or if an earlier message had another.
+  [[nodiscard]] static bool set(std::optional<std::uint64_t>& value,
+                                std::optional<std::uint64_t> found) {
+    if (!found || (value && value != found)) return false;
+    value = found;
+    return true;
   }
 
-  [[nodiscard]] static bool check_fill_value(body message) {
+  /// A length of 4 bytes, which is set unless it is 0 or undefined, and as many bytes.
+  [[nodiscard]] static bool check_sized(body message, std::optional<std::uint64_t>& bytes) {
+    const auto size = message.number(4);
+    constexpr std::uint64_t undefined = 0xFFFFFFFFU;
+    if (!size || *size == 0 || *size == undefined) return size.has_value();
+    return message.has(*size) && set(bytes, size);
+  }
+
+  [[nodiscard]] static bool check_fill_value(body message, object& found) {
     const auto version = message.number(1);
     if (version == 3U) {
       const auto flags = message.number(1);
-      return flags && ((*flags & 0x20U) == 0 || check_sized(message));
+      return flags && ((*flags & 0x20U) == 0 || check_sized(message, found.fill_bytes));
     }
     if (!message.skip(2)) return false;  // when space is taken, and when it is filled
     const auto defined = message.number(1);
-    return defined && ((version == 2U && *defined == 0) || check_sized(message));
+    return defined && ((version == 2U && *defined == 0) || check_sized(message, found.fill_bytes));
   }
 
   /// A group whose links are not all understood is given up in the middle.
@@ -285,12 +317,13 @@ class hdf5_object_check {
     }
     constexpr std::uint64_t max_rank = 33;
     if (!rank || *rank > max_rank || dim_bytes < 1 || dim_bytes > 8) return false;
-    if (kind == chunked) found.chunk_rank = rank;
+    if (kind == chunked && !set(found.chunk_rank, rank)) return false;
     for (std::uint64_t i = 0; i < *rank; ++i) {
       const auto dim = message.number(static_cast<std::size_t>(dim_bytes));
       if (!dim || (kind == chunked && *dim == 0)) return false;
     }
-    return kind != compact || check_sized(message);
+    std::optional<std::uint64_t> stored;
+    return kind != compact || check_sized(message, stored);
   }
 
   /// A heap's free places are a list in it; one that does not end fills the memory.
@@ -300,7 +333,8 @@ class hdf5_object_check {
     if (head.empty()) return false;
     const little_endian_reader heap(head);
     const std::uint64_t bytes = heap.u64(8);
-    if (text_of(std::span(head).first(4)) != "HEAP" || bytes > place_.bytes) return false;
+    constexpr std::uint64_t most_bytes = std::uint64_t{8} << 20U;
+    if (text_of(std::span(head).first(4)) != "HEAP" || bytes > most_bytes) return false;
     const auto names = bytes_at(heap.u64(24), bytes);
     std::uint64_t free = heap.u64(16);
     for (std::uint64_t left = bytes / 16; free != end; --left) {
