@@ -421,6 +421,18 @@ TEST_CASE("what is damaged is refused") {
         folder, [](hid_t f) { add(f, "a", {.fill = 1234.5F}); }, H5F_LIBVER_V110);
     is_refused(patched(folder, folder.file("file"), fill, number(3, 4)), header);
   }
+  SUBCASE("a filter's name without an end") {
+    const std::string path =
+        write(folder, [](hid_t f) { add(f, "a", {.chunk = {4}, .deflated = true}); });
+    is_refused(patched(folder, path, std::string("deflate\0", 8), "deflates"), header);
+  }
+  SUBCASE("more filters than there are") {
+    const std::string path =
+        write(folder, [](hid_t f) { add(f, "a", {.chunk = {4}, .deflated = true}); });
+    // Version 1, one filter, which is deflate.
+    const std::string filters = number(0x0101, 8) + number(1, 2) + number(8, 2);
+    is_refused(patched(folder, path, filters, number(0x2001, 2)), header);
+  }
   SUBCASE("a link without a name") {
     const std::string path = write(folder, [](hid_t f) {
       // Links whose order is kept are messages of the group, and before version 2 have no checksum.

@@ -22,8 +22,8 @@
 #include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
 #include <vggload/io/file_window.hpp>
+#include <vggload/io/find_duplicate.hpp>
 #include <vggload/io/input_file.hpp>
-#include <vggload/io/json_events.hpp>
 #include <vggload/io/little_endian.hpp>
 #include <vggload/io/mapped_file.hpp>
 #include <vggload/io/weight_reader.hpp>

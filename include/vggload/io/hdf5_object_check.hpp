@@ -207,6 +207,7 @@ class hdf5_object_check {
       case 0x05: return check_fill_value(message, found);
       case 0x06: return check_link(message);
       case 0x08: return check_layout(message, found);
+      case 0x0B: return check_filters(message);
       case 0x11:
         // Behind where its links are.
         return message.skip(8) && set(found.names, message.number(8));
@@ -324,6 +325,29 @@ class hdf5_object_check {
     }
     std::optional<std::uint64_t> stored;
     return kind != compact || check_sized(message, stored);
+  }
+
+  /// The end of a filter's name is looked for behind its message.
+  [[nodiscard]] static bool check_filters(body message) {
+    constexpr std::uint64_t first_with_name = 256;
+    const auto version = message.number(1);
+    const auto count = message.number(1);
+    if (!count || (version == 1U && !message.skip(6))) return false;
+    for (std::uint64_t i = 0; i < *count; ++i) {
+      const auto filter = message.number(2);
+      const bool named = version == 1U || filter >= first_with_name;
+      const auto name_bytes = named ? message.number(2) : 0;
+      if (!name_bytes || !message.skip(2)) return false;  // its flags
+      const auto value_count = message.number(2);
+      if (!value_count || !message.has(*name_bytes)) return false;
+      const auto name = message.left().first(static_cast<std::size_t>(*name_bytes));
+      if (!name.empty() && std::ranges::find(name, std::byte{0}) == name.end()) return false;
+      message.skip(name.size());
+      // Version 1 fills multiples of 8 bytes.
+      const std::uint64_t words = *value_count + (version == 1U ? *value_count % 2 : 0);
+      if (!message.skip(4 * words)) return false;
+    }
+    return true;
   }
 
   /// A heap's free places are a list in it; one that does not end fills the memory.

@@ -26,8 +26,8 @@
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
+#include <vggload/io/find_duplicate.hpp>
 #include <vggload/io/input_file.hpp>
-#include <vggload/io/json_events.hpp>
 #include <vggload/io/mapped_file.hpp>
 #include <vggload/io/protobuf_walker.hpp>
 #include <vggload/io/strided_read.hpp>

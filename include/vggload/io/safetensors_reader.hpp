@@ -17,6 +17,7 @@
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
+#include <vggload/io/find_duplicate.hpp>
 #include <vggload/io/input_file.hpp>
 #include <vggload/io/json_events.hpp>
 #include <vggload/io/little_endian.hpp>

@@ -18,7 +18,7 @@
 #include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
 #include <vggload/io/atomic_output_file.hpp>
-#include <vggload/io/json_events.hpp>
+#include <vggload/io/find_duplicate.hpp>
 #include <vggload/io/safetensors_reader.hpp>
 #include <vggload/io/weight_reader.hpp>
 

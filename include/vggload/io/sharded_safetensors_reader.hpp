@@ -14,6 +14,7 @@
 
 #include <vggload/core/checked.hpp>
 #include <vggload/core/error.hpp>
+#include <vggload/io/find_duplicate.hpp>
 #include <vggload/io/input_file.hpp>
 #include <vggload/io/json_events.hpp>
 #include <vggload/io/safetensors_reader.hpp>
