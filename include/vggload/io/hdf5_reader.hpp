@@ -30,6 +30,7 @@
 #include <vggload/io/hdf5_object_check.hpp>
 #include <vggload/io/input_file.hpp>
 #include <vggload/io/mapped_file.hpp>
+#include <vggload/io/swap_bytes.hpp>
 #include <vggload/io/weight_reader.hpp>
 
 namespace vggload {
@@ -733,11 +734,7 @@ class hdf5_session {
     } else if (!place.chunked || !read_chunk(from, at.origin, out)) {
       read_box(from, at.origin, out);
     }
-    if (place.big_endian) {
-      for (std::size_t i = 0; i < out.size(); i += element_bytes) {
-        std::ranges::reverse(out.subspan(i, element_bytes));
-      }
-    }
+    if (place.big_endian) swap_bytes(out, element_bytes);
     kept.number = at.number;
     return kept.bytes;
   }

@@ -24,6 +24,7 @@
 #include <vggload/io/little_endian.hpp>
 #include <vggload/io/mapped_file.hpp>
 #include <vggload/io/strided_read.hpp>
+#include <vggload/io/swap_bytes.hpp>
 #include <vggload/io/weight_reader.hpp>
 #include <vggload/io/zip_archive.hpp>
 
@@ -287,13 +288,6 @@ template <class Read>
                        std::to_string(info.bytes) + " follow the header");
   }
   return info;
-}
-
-/// Turns each group of bytes round.
-inline void swap_bytes(std::span<std::byte> bytes, std::size_t group) noexcept {
-  for (std::size_t i = 0; i + group <= bytes.size(); i += group) {
-    std::ranges::reverse(bytes.subspan(i, group));
-  }
 }
 
 }  // namespace detail
