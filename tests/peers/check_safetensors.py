@@ -168,12 +168,12 @@ def listing(blob):
     ]
 
 
-def inspect_problem(context, path, wanted):
+def inspect_problem(context, path, wanted, format="safetensors"):
     outcome = context.run("inspect", path, "--json", "--digest")
     if problem := outcome.accepted():
         return problem
     got = outcome.json()
-    if got.get("format") != "safetensors" or got.get("file") != str(path):
+    if got.get("format") != format or got.get("file") != str(path):
         return f"format {got.get('format')!r}, file {got.get('file')!r}"
     return first_difference(got.get("tensors"), wanted)
 
@@ -196,8 +196,8 @@ def check_listing(context):
     problems = []
     for expected in files:
         path = expected.with_name(expected.name.removesuffix(".expected.json"))
-        wanted = json.loads(expected.read_text())["tensors"]
-        if problem := inspect_problem(context, path, wanted):
+        wanted = json.loads(expected.read_text())
+        if problem := inspect_problem(context, path, wanted["tensors"], wanted["format"]):
             problems.append(f"{path.name}: {problem}")
     yield f"{len(files)} fixtures", summary(problems, len(files), "fixtures differ")
 
