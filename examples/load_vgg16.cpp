@@ -17,6 +17,7 @@
 
 #include "command.hpp"
 #include "open_any.hpp"
+#include "precision.hpp"
 
 #include <vggload/core/dtype.hpp>
 #include <vggload/load/checkpoint.hpp>
@@ -58,7 +59,8 @@ std::string digest(const vggload::checkpoint& file, const vggload::vgg16::model<
 }
 
 void print_json(const vggload::checkpoint& file, const vggload::vgg16::model<>& model,
-                vggload::dtype type, const measurement& measured) {
+                vggload::dtype type, const command::precision_options& precision,
+                const measurement& measured) {
   const auto& report = model.report();
   nlohmann::ordered_json json{
       {"file", file.path()},
@@ -79,7 +81,11 @@ void print_json(const vggload::checkpoint& file, const vggload::vgg16::model<>& 
       {"windows_bytes", report.windows_bytes},
       {"peak_rss_growth_bytes", nullptr},
       {"skipped", report.skipped},
+      {"kept_f32", precision.kept(file)},
+      {"overflow", vggload::name_of(precision.overflow())},
+      {"overflowed", command::precision_options::total(report.overflowed)},
       {"crc32", digest(file, model)}};
+  if (precision.health()) json["health"] = command::health_json(file, report.measured);
   if (measured.peak_growth) json["peak_rss_growth_bytes"] = *measured.peak_growth;
   const auto text = json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
   std::printf("%s\n", text.c_str());
@@ -126,6 +132,7 @@ void print_report(const vggload::checkpoint& file, const vggload::vgg16::model<>
   for (const std::string& name : report.skipped) {
     row("skipped", "", vggload::printable(name));
   }
+  command::print_health(file, report.measured);
 }
 
 }  // namespace
@@ -152,6 +159,7 @@ int main(int argc, char** argv) try {
                  "Most memory for destination and windows, e.g. 300MiB")
       ->transform(command::byte_size());
   command::add_threads(app, threads);
+  const command::precision_options precision(app);
   app.add_flag("--json", json, "The report as JSON");
   return command::run(app, argc, argv, path, [&] {
     const vggload::dtype type = types.at(type_name);
@@ -163,7 +171,9 @@ int main(int argc, char** argv) try {
     const auto before = vggload::read_process_memory();
     const auto start = std::chrono::steady_clock::now();
     const vggload::checkpoint file = command::open_any(path);
-    const auto model = vggload::vgg16::load(file, {.dtype = type,
+    const auto model = vggload::vgg16::load(file, {.dtype = precision.types(file, type),
+                                                   .overflow = precision.overflow(),
+                                                   .measure_health = precision.health(),
                                                    .include_top = !no_top,
                                                    .threads = threads,
                                                    .memory_limit = memory_limit,
@@ -174,8 +184,9 @@ int main(int argc, char** argv) try {
     measurement measured{elapsed.count(), std::nullopt};
     if (before && after) measured.peak_growth = after->peak_resident - before->resident;
     bar.clear();
+    precision.warn(file, model.report().overflowed);
     if (json) {
-      print_json(file, model, type, measured);
+      print_json(file, model, type, precision, measured);
     } else {
       print_report(file, model, type, measured);
     }

@@ -81,3 +81,37 @@ if(CUDAToolkit_FOUND)
       -Werror all-warnings -c ${CMAKE_CURRENT_SOURCE_DIR}/cmake/headers_in_cuda.cu -o
       ${CMAKE_CURRENT_BINARY_DIR}/headers_in_cuda.o)
 endif()
+
+# No flag of a consumer's build changes what a conversion gives.
+set(compilers ${CMAKE_CXX_COMPILER})
+find_program(CLANG clang++)
+if(CLANG)
+  list(APPEND compilers ${CLANG})
+endif()
+add_test(
+  NAME flags_test
+  COMMAND ${CMAKE_COMMAND} -D INCLUDE=${PROJECT_SOURCE_DIR}/include -D WORK=${CMAKE_CURRENT_BINARY_DIR}/flags
+          -D PROGRAM=${CMAKE_CURRENT_SOURCE_DIR}/cmake/flags_program.cpp "-D COMPILERS=${compilers}" -P
+          ${CMAKE_CURRENT_SOURCE_DIR}/cmake/flags.cmake)
+
+# The conversions of 64-bit Arm, emulated, where there is a compiler for it and an emulator.
+find_program(ARM_COMPILER aarch64-linux-gnu-g++)
+find_program(ARM_EMULATOR NAMES qemu-aarch64-static qemu-aarch64)
+foreach(test IN ITEMS convert_test health_test)
+  if(ARM_COMPILER AND ARM_EMULATOR AND NOT CMAKE_SYSTEM_PROCESSOR STREQUAL "aarch64")
+    add_test(
+      NAME arm_${test}
+      COMMAND
+        ${CMAKE_COMMAND} -D COMPILER=${ARM_COMPILER} -D EMULATOR=${ARM_EMULATOR} -D SOURCE=${PROJECT_SOURCE_DIR}
+        "-D DOCTEST=$<TARGET_PROPERTY:doctest::doctest,INTERFACE_INCLUDE_DIRECTORIES>" -D TEST=${test} -D
+        WORK=${CMAKE_CURRENT_BINARY_DIR}/arm -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/arm.cmake)
+  else()
+    add_test(NAME arm_${test} COMMAND ${CMAKE_COMMAND} -E echo "SKIPPED: no compiler or no emulator for 64-bit Arm")
+    set_tests_properties(arm_${test} PROPERTIES SKIP_REGULAR_EXPRESSION "SKIPPED")
+  endif()
+endforeach()
+
+# Minutes long, so that CTest does not run it by itself: ./dev test --exhaustive.
+add_executable(exhaustive_test exhaustive/exhaustive_test.cpp)
+target_link_libraries(exhaustive_test PRIVATE vggload_development)
+add_test(NAME exhaustive_test_sample COMMAND exhaustive_test 509)

@@ -4,8 +4,9 @@
 // All of the library that needs nothing but the standard library, POSIX, the JSON parser and zlib.
 
 #include <vggload/convert/convert.hpp>
+#include <vggload/convert/health.hpp>
+#include <vggload/convert/overflow.hpp>
 #include <vggload/convert/scalar.hpp>
-#include <vggload/convert/x86.hpp>
 #include <vggload/core/checked.hpp>
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
@@ -26,6 +27,7 @@
 #include <vggload/io/zip_archive.hpp>
 #include <vggload/load/checkpoint.hpp>
 #include <vggload/load/convert_checkpoint.hpp>
+#include <vggload/load/dtype_policy.hpp>
 #include <vggload/load/memory_plan.hpp>
 #include <vggload/load/row_major.hpp>
 #include <vggload/load/stream.hpp>

@@ -3,6 +3,7 @@
 // The commands as scripts see them: arguments, exit codes, one line of error, files left behind.
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -143,7 +144,9 @@ TEST_CASE("convert gives what numpy gives, keeps the rest, and what it writes ca
             {"convert", stem + ".safetensors", out, "--dtype", to, "--threads", threads});
         REQUIRE(result.exit_code == 0);
         CHECK(result.out.empty());
-        CHECK(result.err.empty());  // no bar in a pipe
+        // No bar in a pipe; but these files have values that overflow.
+        CHECK((result.err.empty() || result.err.starts_with("warning: ")));
+        CHECK(std::ranges::count(result.err, '\n') <= 1);
         json said = run_json({"inspect", out, "--json", "--digest"});
         said.erase("file");
         CHECK(said ==
@@ -369,4 +372,94 @@ TEST_CASE("the checkpoint that cannot be written leaves nothing") {
   check_refused(run_command({"make_checkpoint", folder.file("no/out")}), folder.file("no/out"),
                 "cannot create");
   CHECK(folder.count() == 0);
+}
+
+namespace {
+
+/// One FP32 tensor 'w' [2, 3] and a bias, some of whose values FP16 cannot hold.
+std::string write_large_values(const test::temporary_folder& folder) {
+  std::string file =
+      test::safetensors(R"({"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},)"
+                        R"("w.bias":{"dtype":"F32","shape":[2],"data_offsets":[24,32]}})",
+                        32);
+  const std::array<float, 8> values{1.0F, -7e4F, 1e-9F, 65504.0F, 1e-6F, 3e38F, 1e9F, 0.0F};
+  std::memcpy(file.data() + file.size() - sizeof(values), values.data(), sizeof(values));
+  return folder.write("large.safetensors", file);
+}
+
+}  // namespace
+
+TEST_CASE("convert says what overflowed, and does with it what it is told") {
+  const test::temporary_folder folder;
+  const std::string in = write_large_values(folder);
+  const std::string out = folder.file("out");
+
+  const auto kept = run_command({"convert", in, out});
+  CHECK(kept.exit_code == 0);
+  CHECK(kept.out.empty());
+  CHECK(kept.err == "warning: " + in +
+                        ": 3 values in 2 tensors became infinite as F16, the first in 'w'; "
+                        "--overflow saturate or refuse, or --keep-f32, prevents it\n");
+  CHECK(run_command({"convert", in, out, "--overflow", "keep"}).err == kept.err);
+  CHECK(test::read_file(out).ends_with(
+      std::string("\x00\x3C\x00\xFC\x00\x00\xFF\x7B\x11\x00\x00\x7C\x00\x7C\x00\x00", 16)));
+
+  const auto saturated = run_command({"convert", in, out, "--overflow", "saturate"});
+  CHECK(saturated.exit_code == 0);
+  CHECK(saturated.err.empty());
+  CHECK(test::read_file(out).ends_with(
+      std::string("\x00\x3C\xFF\xFB\x00\x00\xFF\x7B\x11\x00\xFF\x7B\xFF\x7B\x00\x00", 16)));
+
+  const std::string refused = folder.file("refused");
+  check_refused(run_command({"convert", in, refused, "--overflow", "refuse"}), in,
+                "tensor 'w': F32 -70000 at [0, 1] exceeds F16, whose largest value is 65504");
+  CHECK(folder.count() == 2);
+
+  // BF16 holds them all; and so does FP32.
+  CHECK(run_command({"convert", in, out, "--dtype", "bf16", "--overflow", "refuse"}).exit_code ==
+        0);
+  check_refused(run_command({"convert", in, out, "--overflow", "refuse", "--keep-f32", "w"}), in,
+                "tensor 'w.bias': F32 1e+09 at [0]");
+  CHECK(run_command(
+            {"convert", in, out, "--overflow", "refuse", "--keep-f32", "*.bias", "--keep-f32", "w"})
+            .exit_code == 0);
+  const json listed = run_json({"inspect", out, "--json"});
+  CHECK(listed["tensors"][0]["dtype"] == "F32");
+  check_refused(run_command({"convert", in, out, "--keep-f32", "*.bais"}), in,
+                "no tensor has a name like '*.bais'");
+  CHECK(run_command({"convert", in, out, "--overflow", "ignore"}).exit_code == 2);
+}
+
+TEST_CASE("convert --health says what the values are and what was lost") {
+  const test::temporary_folder folder;
+  const std::string in = write_large_values(folder);
+  const auto result = run_command({"convert", in, folder.file("out"), "--health", "--json"});
+  CHECK(result.exit_code == 0);
+  const json said = json::parse(result.out);
+  CHECK(said["overflowed"] == 3);
+  CHECK(said["overflow"] == "keep");
+  REQUIRE(said["health"].size() == 2);
+  const json& w = said["health"][0];
+  CHECK(w["name"] == "w");
+  CHECK(w["from"] == "F32");
+  CHECK(w["to"] == "F16");
+  CHECK(w["numel"] == 6);
+  CHECK(w["neg"] == 1);
+  CHECK(w["zero"] == 0);
+  CHECK(w["pos"] == 5);
+  CHECK(w["nan"] == 0);
+  CHECK(w["overflowed"] == 2);
+  CHECK(w["flushed_to_zero"] == 1);
+  CHECK(w["became_subnormal"] == 1);
+  CHECK(w["max_abs"] == static_cast<double>(3e38F));
+  // 1e-6 becomes 17 * 2^-24.
+  CHECK(w["max_relative_error"].get<double>() ==
+        doctest::Approx(std::fabs(17 * 0x1p-24 / 1e-6 - 1)).epsilon(1e-5));
+  CHECK(said["health"][1]["zero"] == 1);
+
+  const auto table = run_command({"convert", in, folder.file("out"), "--health"});
+  CHECK(table.out.find("w.bias") != std::string::npos);
+  CHECK(std::ranges::count(table.out, '\n') == 4);  // the head, two tensors, all
+  CHECK(run_json({"convert", in, folder.file("out"), "--json", "--overflow", "saturate"})
+            .contains("health") == false);
 }

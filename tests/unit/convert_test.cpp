@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cfenv>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <string>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -17,52 +17,19 @@
 #include <vggload/convert/convert.hpp>
 #include <vggload/convert/scalar.hpp>
 #include <vggload/core/dtype.hpp>
-#include <vggload/load/checkpoint.hpp>
+
+#include "../support/critical_patterns.hpp"
+#include "../support/float_reference.hpp"
+#include "../support/simd_levels.hpp"
 
 using namespace vggload;
+using test::convert;
+using test::critical_patterns;
+using test::simd_levels;
 
 namespace {
 
 const std::array<dtype, 4> types{dtype::f16, dtype::bf16, dtype::f32, dtype::f64};
-
-std::vector<simd_level> levels() {
-  std::vector<simd_level> all;
-  for (const simd_level level : {simd_level::scalar, simd_level::avx2, simd_level::avx512}) {
-    if (level <= available_simd_level()) all.push_back(level);
-  }
-  return all;
-}
-
-std::vector<std::byte> convert(dtype from, dtype to, simd_level level,
-                               const std::vector<std::byte>& source) {
-  const std::size_t count = source.size() * 8 / bits_of(from);
-  std::vector<std::byte> out(count * bits_of(to) / 8);
-  find_conversion(from, to, level)(source.data(), out.data(), count);
-  return out;
-}
-
-std::vector<std::byte> read_tensor(const checkpoint& file, std::size_t index) {
-  std::vector<std::byte> bytes(static_cast<std::size_t>(file.tensors()[index].bytes));
-  file.read(index, 0, bytes);
-  return bytes;
-}
-
-/// FP32 bit patterns that a stride over all of them leaves out: around each rounding border of both
-/// 16-bit types, in every binade.
-std::vector<std::uint32_t> critical_patterns() {
-  std::vector<std::uint32_t> patterns;
-  for (std::uint32_t exponent = 0; exponent < 512; ++exponent) {
-    const std::uint32_t base = exponent << 23U;
-    for (unsigned bit = 0; bit < 23; ++bit) {
-      for (const std::uint32_t around : {0U, 1U, ~0U}) {
-        patterns.push_back((base | 1U << bit) + around);
-        patterns.push_back((base | 3U << bit) + around);
-        patterns.push_back((base | (0x7FFFFFU >> bit << bit)) + around);
-      }
-    }
-  }
-  return patterns;
-}
 
 }  // namespace
 
@@ -103,38 +70,6 @@ TEST_CASE("known values, worked out by hand") {
   CHECK(convert_to<double>(float16{0x0001}) == 0x1p-24);
 }
 
-TEST_CASE("what numpy and ml_dtypes converted comes out the same at every level") {
-  // tests/fixtures/make_fixtures.py wrote each source and what the libraries (or exact fractions,
-  // where they round twice) make of it.
-  struct target {
-    const char* suffix;
-    dtype to;
-  };
-  std::size_t compared = 0;
-  for (const std::string source : {"f16", "bf16", "f32", "f64", "f8"}) {
-    const std::string stem = std::string(FIXTURES) + "/rounding_" + source;
-    const checkpoint from = open_checkpoint(stem + ".safetensors");
-    for (const target t : {target{"f16", dtype::f16}, {"bf16", dtype::bf16}, {"f32", dtype::f32}}) {
-      if (source == t.suffix) continue;
-      const std::string path = stem + "_as_" + t.suffix + ".safetensors";
-      if (source == "f32" && t.to == dtype::f32) continue;
-      const checkpoint expected = open_checkpoint(path);
-      for (std::size_t i = 0; i < from.tensors().size(); ++i) {
-        const auto& info = from.tensors()[i];
-        const auto match = expected.find(info.name);
-        REQUIRE(match);
-        for (const simd_level level : levels()) {
-          INFO(path, " ", info.name, " level ", static_cast<int>(level));
-          CHECK(convert(info.dtype, t.to, level, read_tensor(from, i)) ==
-                read_tensor(expected, *match));
-          ++compared;
-        }
-      }
-    }
-  }
-  CHECK(compared > 0);
-}
-
 #if defined(__FLT16_MANT_DIG__)
 TEST_CASE("FP32 to FP16 equals the compiler's own conversion") {
   // Every 1009th pattern (a prime: all endings occur) and the critical ones.
@@ -145,16 +80,47 @@ TEST_CASE("FP32 to FP16 equals the compiler's own conversion") {
   std::size_t wrong = 0;
   for (const std::uint32_t bits : patterns) {
     const auto value = std::bit_cast<float>(bits);
-    const auto expected = std::bit_cast<std::uint16_t>(static_cast<_Float16>(value));
-    if (convert_to<float16>(value).bits != expected) ++wrong;
+    if (convert_to<float16>(value).bits != test::reference_f16(value)) ++wrong;
   }
   CHECK(wrong == 0);
+}
+
+TEST_CASE("FP64 to FP16 is rounded once: around every value of FP16 and every middle of two") {
+  std::vector<double> values;
+  for (std::uint32_t bits = 0; bits < 0x7C00; ++bits) {
+    const auto here =
+        static_cast<double>(convert_to<float>(float16{static_cast<std::uint16_t>(bits)}));
+    const double next =
+        bits == 0x7BFF
+            ? 65536.0
+            : static_cast<double>(convert_to<float>(float16{static_cast<std::uint16_t>(bits + 1)}));
+    // A neighbour in FP64, and one that FP32 cannot tell from the middle.
+    for (const double middle : {here, (here + next) / 2}) {
+      for (const double relative : {0.0, 0x1p-52, -0x1p-52, 0x1p-30, -0x1p-30}) {
+        values.push_back(middle * (1 + relative));
+        values.push_back(-values.back());
+      }
+    }
+  }
+  std::vector<std::byte> source(values.size() * sizeof(double));
+  std::memcpy(source.data(), values.data(), source.size());
+  for (const simd_level level : simd_levels()) {
+    const auto out = convert(dtype::f64, dtype::f16, level, source);
+    std::size_t wrong = 0;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      std::uint16_t bits = 0;
+      std::memcpy(&bits, out.data() + 2 * i, 2);
+      if (bits != test::reference_f16(values[i])) ++wrong;
+    }
+    INFO("level ", static_cast<int>(level));
+    CHECK(wrong == 0);
+  }
 }
 
 TEST_CASE("FP16 to FP32 equals the compiler's own conversion, all of it") {
   for (std::uint32_t bits = 0; bits < 65536; ++bits) {
     const auto value =
-        static_cast<float>(std::bit_cast<_Float16>(static_cast<std::uint16_t>(bits)));
+        static_cast<float>(std::bit_cast<test::compiler_f16>(static_cast<std::uint16_t>(bits)));
     const auto ours = convert_to<float>(float16{static_cast<std::uint16_t>(bits)});
     if (std::bit_cast<std::uint32_t>(ours) != std::bit_cast<std::uint32_t>(value)) {
       FAIL_CHECK("differs at " << bits);
@@ -162,6 +128,19 @@ TEST_CASE("FP16 to FP32 equals the compiler's own conversion, all of it") {
   }
 }
 #endif
+
+TEST_CASE("FP32 to BF16 goes to the nearest") {
+  std::vector<std::uint32_t> patterns = critical_patterns();
+  for (std::uint64_t bits = 0; bits <= 0xFFFFFFFFU; bits += 10007) {
+    patterns.push_back(static_cast<std::uint32_t>(bits));
+  }
+  std::size_t wrong = 0;
+  for (const std::uint32_t bits : patterns) {
+    const auto value = std::bit_cast<float>(bits);
+    if (convert_to<bfloat16>(value).bits != test::reference_bf16(value)) ++wrong;
+  }
+  CHECK(wrong == 0);
+}
 
 TEST_CASE("all levels give the same bits, for every count and alignment") {
   const auto patterns = critical_patterns();
@@ -172,7 +151,7 @@ TEST_CASE("all levels give the same bits, for every count and alignment") {
       std::vector<std::byte> source(patterns.size() * sizeof(std::uint32_t));
       std::memcpy(source.data(), patterns.data(), source.size());
       const auto expected = convert(from, to, simd_level::scalar, source);
-      for (const simd_level level : levels()) {
+      for (const simd_level level : simd_levels()) {
         INFO(name_of(from), " to ", name_of(to), " level ", static_cast<int>(level));
         CHECK(convert(from, to, level, source) == expected);
         // Counts around the vector widths, one byte off alignment, with guards behind the end.
@@ -192,7 +171,7 @@ TEST_CASE("all levels give the same bits, for every count and alignment") {
 }
 
 TEST_CASE("narrowing in place works") {
-  for (const simd_level level : levels()) {
+  for (const simd_level level : simd_levels()) {
     for (const dtype to : {dtype::f16, dtype::bf16}) {
       const auto patterns = critical_patterns();
       std::vector<std::byte> bytes(patterns.size() * 4);
@@ -204,27 +183,107 @@ TEST_CASE("narrowing in place works") {
   }
 }
 
-TEST_CASE("the rounding mode and the flushing of subnormals do not matter") {
-  std::vector<std::byte> source(4 * 64);
-  for (std::uint32_t i = 0; i < 64; ++i) {
-    const std::uint32_t bits = i % 2 == 0 ? 0x33000001U + i * 0x00012345U : i * 0x00001111U;
-    std::memcpy(source.data() + 4 * i, &bits, 4);
+TEST_CASE("what is written past the caches is the same") {
+  // 8 MiB and a little of 16-bit elements: there the destination's alignment begins to matter.
+  const std::size_t count = (std::size_t{4} << 20U) + 1077;
+  std::vector<std::byte> source(count * 8 + 1);
+  std::uint64_t state = 1;
+  for (std::size_t i = 0; i + 8 <= source.size(); i += 8) {
+    state = state * 6364136223846793005U + 1442695040888963407U;
+    std::memcpy(source.data() + i, &state, 8);
   }
-  for (const dtype to : {dtype::f16, dtype::bf16, dtype::f64}) {
-    for (const simd_level level : levels()) {
-      const auto expected = convert(dtype::f32, to, level, source);
-      for (const int mode : {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO}) {
-        std::fesetround(mode);
+  std::vector<std::byte> expected(count * 4);
+  std::vector<std::byte> out(count * 4 + 128);
+  for (const dtype from : {dtype::f64, dtype::f32, dtype::bf16}) {
+    for (const dtype to : {dtype::f16, dtype::bf16, dtype::f32}) {
+      if (from == to) continue;
+      const std::size_t bytes = count * bits_of(to) / 8;
+      find_conversion(from, to, simd_level::scalar)(source.data() + 1, expected.data(), count);
+      for (const simd_level level : simd_levels()) {
+        for (const std::size_t offset : {0U, 6U, 60U, 1U}) {
+          std::ranges::fill(out, std::byte{0xA5});
+          find_conversion(from, to, level)(source.data() + 1, out.data() + offset, count);
+          INFO(name_of(from), " to ", name_of(to), " level ", static_cast<int>(level), " + ",
+               offset);
+          CHECK(std::memcmp(out.data() + offset, expected.data(), bytes) == 0);
+          if (offset > 0) CHECK(out[offset - 1] == std::byte{0xA5});
+          CHECK(out[offset + bytes] == std::byte{0xA5});
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a conversion says where a finite value may have become infinite, and no other time") {
+  const auto said = [](dtype from, dtype to, float value, simd_level level, std::size_t place) {
+    std::vector<float> values(100, 0.5F);
+    values[place] = value;
+    std::vector<std::byte> plain(values.size() * sizeof(float));
+    std::memcpy(plain.data(), values.data(), plain.size());
+    const auto source = convert(dtype::f32, from, simd_level::scalar, plain);
+    std::vector<std::byte> out(800);
+    return find_conversion(from, to, level)(source.data(), out.data(), values.size());
+  };
+  const float infinity = std::bit_cast<float>(0x7F800000U);
+  for (const simd_level level : simd_levels()) {
+    for (const std::size_t place : {0U, 31U, 99U}) {
+      CHECK(said(dtype::f32, dtype::f16, 65520.0F, level, place));
+      CHECK(said(dtype::f32, dtype::f16, -1e30F, level, place));
+      CHECK(said(dtype::f32, dtype::f16, infinity, level, place));
+      CHECK_FALSE(said(dtype::f32, dtype::f16, -65504.0F, level, place));
+      CHECK_FALSE(said(dtype::f32, dtype::f16, 65519.9F, level, place));
+      CHECK(said(dtype::bf16, dtype::f16, 1e10F, level, place));
+      CHECK(said(dtype::f64, dtype::f16, 1e10F, level, place));
+      CHECK(said(dtype::f32, dtype::bf16, std::bit_cast<float>(0x7F7FFFFFU), level, place));
+      CHECK_FALSE(said(dtype::f32, dtype::bf16, 1e38F, level, place));
+      // These cannot overflow, whatever is in them.
+      CHECK_FALSE(said(dtype::f16, dtype::f32, infinity, level, place));
+      CHECK_FALSE(said(dtype::f16, dtype::bf16, infinity, level, place));
+      CHECK_FALSE(said(dtype::f32, dtype::f64, infinity, level, place));
+      CHECK_FALSE(said(dtype::f32, dtype::f32, infinity, level, place));
+    }
+    const double large = 1e39;
+    std::array<std::byte, 4> out;
+    CHECK(find_conversion(dtype::f64, dtype::f32, level)(reinterpret_cast<const std::byte*>(&large),
+                                                         out.data(), 1));
+  }
+}
+
+TEST_CASE("rounding mode, flushing of subnormals and traps do not matter, and stay as they are") {
+  std::vector<std::byte> singles(4 * 64);
+  for (std::uint32_t i = 0; i < 64; ++i) {
+    const std::uint32_t bits = i % 4 == 0   ? 0x33000001U + i * 0x00012345U
+                               : i % 4 == 1 ? i * 0x00001111U
+                               : i % 4 == 2 ? 0x7F800001U + i
+                                            : 0x477FEFFFU + i;
+    std::memcpy(singles.data() + 4 * i, &bits, 4);
+  }
+  for (const dtype from : types) {
+    for (const dtype to : types) {
+      std::vector<std::byte> source = singles;
+      if (from != dtype::f32) source = convert(dtype::f32, from, simd_level::scalar, singles);
+      const auto expected = convert(from, to, simd_level::scalar, source);
+      for (const simd_level level : simd_levels()) {
+        INFO(name_of(from), " to ", name_of(to), " level ", static_cast<int>(level));
+        for (const int mode : {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO}) {
+          std::fesetround(mode);
 #if defined(__x86_64__)
-        const unsigned before = _mm_getcsr();
-        _mm_setcsr(before | 0x8040U);  // flush to zero, denormals are zero
+          const unsigned before = _mm_getcsr();
+          // Flush to zero, denormals are zero; every exception traps.
+          const unsigned hostile = ((before | 0x8040U) & ~0x1FBFU);
+          _mm_setcsr(hostile);
 #endif
-        const auto converted = convert(dtype::f32, to, level, source);
+          std::vector<std::byte> converted(expected.size());
+          find_conversion(from, to, level)(source.data(), converted.data(), 64);
 #if defined(__x86_64__)
-        _mm_setcsr(before);
+          const unsigned after = _mm_getcsr();
+          _mm_setcsr(before);
+          CHECK(after == hostile);
 #endif
-        std::fesetround(FE_TONEAREST);
-        CHECK(converted == expected);
+          CHECK(std::fegetround() == mode);
+          std::fesetround(FE_TONEAREST);
+          CHECK(converted == expected);
+        }
       }
     }
   }

@@ -17,6 +17,7 @@
 #include <vggload/core/error.hpp>
 #include <vggload/io/safetensors_writer.hpp>
 #include <vggload/load/checkpoint.hpp>
+#include <vggload/load/dtype_policy.hpp>
 #include <vggload/memory/counting_resource.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 #include <vggload/vgg16/binding.hpp>
@@ -442,4 +443,49 @@ TEST_CASE("the dense layers change their axes, fc1 the order in which it flatten
         vgg16::detail::convert_weight(source, bound.layers[14], bound.layout, bound.layout);
     CHECK(same.axes.empty() == (e.order == element_order::row_major));
   }
+}
+
+TEST_CASE("biases stay FP32 by name, mapped in place, and all is measured") {
+  const test::temporary_folder folder;
+  const std::string path = write_features(folder);
+  const auto is_bias = [](std::string_view name) { return name.ends_with(".bias"); };
+  const auto model = vgg16::load(path, {.dtype = dtype_policy(dtype::f16).keep_fp32(is_bias),
+                                        .measure_health = true,
+                                        .include_top = false,
+                                        .threads = 2});
+  constexpr std::uint64_t biases = 64 * 2 + 128 * 2 + 256 * 3 + 512 * 6;
+  CHECK(model.report().copied_bytes == 2 * (14'714'688 - biases));
+  CHECK(model.report().mapped_bytes == 4 * biases);
+  for (std::size_t i = 0; i < 13; ++i) {
+    const auto& layer = model.weights().layers()[i];
+    CHECK(layer.weight.dtype() == dtype::f16);
+    CHECK(layer.bias.dtype() == dtype::f32);
+    CHECK(shows(layer.weight, 2 * i, dtype::f16));
+    CHECK(shows(layer.bias, 2 * i + 1, dtype::f32));
+    // In the order of the layers, whatever was mapped.
+    const auto& measured = model.report().measured;
+    REQUIRE(measured.size() == 26);
+    CHECK(measured[2 * i].tensor == 2 * i);
+    CHECK(measured[2 * i].to == dtype::f16);
+    CHECK(measured[2 * i].health.numel == vgg16::layers[i].weights());
+    CHECK(measured[2 * i + 1].to == dtype::f32);
+    CHECK(measured[2 * i + 1].health.overflowed == 0);
+  }
+  CHECK(model.report().overflowed.empty());
+
+  // One weight that FP16 cannot hold.
+  std::string bytes = test::read_file(path);
+  const std::size_t data_begin = bytes.size() - 4 * std::size_t{14'714'688};
+  const float large = -1e9F;
+  std::memcpy(bytes.data() + data_begin, &large, sizeof(large));
+  const std::string other = folder.write("large", bytes);
+  CHECK(message_of<overflow_error>([&] {
+          (void)vgg16::load(other, {.overflow = overflow_policy::refuse, .include_top = false});
+        }) == other +
+                  ": tensor 'features.0.weight': F32 -1e+09 at [0, 0, 0, 0] exceeds F16, whose "
+                  "largest value is 65504");
+  const auto saturated =
+      vgg16::load(other, {.overflow = overflow_policy::saturate, .include_top = false});
+  CHECK(saturated.report().overflowed.at(0).values == 1);
+  CHECK(saturated.weights().layers()[0].weight.values<float16>()[0].bits == 0xFBFF);
 }

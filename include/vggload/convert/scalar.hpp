@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <concepts>
 #include <cstddef>
@@ -215,15 +216,41 @@ static_assert(convert_to<float>(float16{0x0001}) == 0x1p-24F);
 
 namespace detail {
 
-/// `count` elements, one after the other; any alignment.
+/// The bits of To's infinity; larger magnitudes are NaNs.
+template <convertible_float To>
+inline constexpr auto infinity_bits = [] {
+  using format = typename format_of_type<To>::type;
+  return static_cast<typename format::bits_type>(std::uint64_t{format::max_exponent}
+                                                 << format::fraction_bits);
+}();
+
+/// Whether there is a finite value of From that becomes infinite in To.
+template <class From, class To>
+inline constexpr bool can_overflow = [] {
+  using from_format = typename format_of_type<From>::type;
+  using to_format = typename format_of_type<To>::type;
+  return convert_bits<from_format, to_format>(static_cast<typename from_format::bits_type>(
+             infinity_bits<From> - 1)) == infinity_bits<To>;
+}();
+/// Of these E8M0 alone reaches beyond FP16.
+template <finite_float8 From, class To>
+inline constexpr bool can_overflow<From, To> =
+    std::same_as<From, float8_e8m0>&& std::same_as<To, float16>;
+
+/// `count` elements, one after the other; any alignment. As `conversion` (convert.hpp) wants it.
 template <convertible_float From, convertible_float To>
-void convert_scalar(const std::byte* source, std::byte* destination, std::size_t count) noexcept {
+bool convert_scalar(const std::byte* source, std::byte* destination, std::size_t count) noexcept {
+  using bits = typename format_of_type<To>::type::bits_type;
+  constexpr auto magnitude = static_cast<bits>(static_cast<bits>(~bits{0}) >> 1U);
+  bits most = 0;
   for (std::size_t i = 0; i < count; ++i) {
     From value;
     std::memcpy(&value, source + i * sizeof(From), sizeof(From));
     const To converted = convert_to<To>(value);
     std::memcpy(destination + i * sizeof(To), &converted, sizeof(To));
+    most = std::max(most, static_cast<bits>(std::bit_cast<bits>(converted) & magnitude));
   }
+  return can_overflow<From, To> && most >= infinity_bits<To>;
 }
 
 }  // namespace detail

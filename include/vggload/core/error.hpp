@@ -51,6 +51,12 @@ class unsupported_error : public error {
   using error::error;
 };
 
+/// A value does not fit into the type that it is converted to, and that was to be refused.
+class overflow_error : public error {
+ public:
+  using error::error;
+};
+
 /// A std::stop_token asked for the end.
 class cancelled_error : public error {
  public:

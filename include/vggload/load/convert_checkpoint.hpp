@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -12,6 +11,7 @@
 #include <vggload/io/safetensors_writer.hpp>
 #include <vggload/io/weight_reader.hpp>
 #include <vggload/load/checkpoint.hpp>
+#include <vggload/load/dtype_policy.hpp>
 #include <vggload/load/memory_plan.hpp>
 #include <vggload/load/stream.hpp>
 #include <vggload/memory/arena.hpp>
@@ -53,13 +53,12 @@ struct converted_tensor {
   std::vector<strided_axis> axes = {};
 };
 
-/// Writes tensors of a checkpoint to a safetensors file, floating ones as `to` (nothing: all stay as
-/// they are). Takes 8 MiB at most; the file appears whole or not at all, and may be the one that is
+/// Writes tensors of a checkpoint to a safetensors file in the types that `types` says. Takes 8 MiB at most; the file appears whole or not at all, and may be the one that is
 /// read. `options.threads` 0: one for each processor. Throws what `stream` and `safetensors_writer`
 /// throw.
 inline stream_report write_converted(const checkpoint& source,
                                      std::vector<converted_tensor> tensors, const std::string& path,
-                                     std::optional<dtype> to, stream_options options) {
+                                     const dtype_policy& types, stream_options options) {
   return detail::naming_out_of_memory(source.path(), "converting the file", [&] {
     std::vector<tensor_info> infos;
     std::vector<transfer> transfers;
@@ -69,7 +68,7 @@ inline stream_report write_converted(const checkpoint& source,
     for (converted_tensor& tensor : tensors) {
       const tensor_info& from = source.tensors()[tensor.source];
       detail::check_window(source.path(), from, 0, 0);
-      const dtype type = to && is_floating(from.dtype) ? *to : from.dtype;
+      const dtype type = types.storage_of(from);
       infos.push_back({std::move(tensor.name), type, std::move(tensor.shape), 0});
       permutes = permutes || !tensor.axes.empty();
       transfers.push_back({tensor.source, type, 0, std::move(tensor.axes)});
@@ -96,7 +95,7 @@ inline stream_report write_converted(const checkpoint& source,
 /// shapes, order and metadata stay. What is column-major in the file becomes row-major, as
 /// safetensors knows nothing else.
 inline stream_report convert_checkpoint(const checkpoint& source, const std::string& path,
-                                        std::optional<dtype> to, stream_options options) {
+                                        const dtype_policy& types, stream_options options) {
   std::vector<converted_tensor> tensors;
   tensors.reserve(source.tensors().size());
   for (std::size_t i = 0; i < source.tensors().size(); ++i) {
@@ -104,7 +103,7 @@ inline stream_report convert_checkpoint(const checkpoint& source, const std::str
     tensors.push_back({i, info.name, info.shape});
     if (info.order != element_order::row_major) tensors.back().axes = axes_of(info);
   }
-  return write_converted(source, std::move(tensors), path, to, std::move(options));
+  return write_converted(source, std::move(tensors), path, types, std::move(options));
 }
 
 }  // namespace vggload

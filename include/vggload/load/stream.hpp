@@ -2,14 +2,17 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <stop_token>
 #include <string>
@@ -19,6 +22,8 @@
 #include <vector>
 
 #include <vggload/convert/convert.hpp>
+#include <vggload/convert/health.hpp>
+#include <vggload/convert/overflow.hpp>
 #include <vggload/core/checked.hpp>
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
@@ -84,6 +89,25 @@ struct stream_options {
   std::stop_token stop = {};
   /// Called by the caller's thread alone, after each of its windows and once at the end.
   std::function<void(const stream_progress&)> progress = {};
+  /// What becomes of finite values that the type they are converted to cannot hold.
+  overflow_policy overflow = overflow_policy::keep;
+  /// Whether all floating-point tensors are measured in the same pass, also those that are moved as
+  /// they are.
+  bool measure_health = false;
+};
+
+/// A tensor some of whose finite values did not fit into the type that it was converted to.
+struct tensor_overflow {
+  std::size_t tensor;  // its index in the reader
+  dtype to;
+  std::uint64_t values;
+};
+
+/// What a stream measured of a tensor.
+struct measured_tensor {
+  std::size_t tensor;  // its index in the reader
+  dtype to;
+  tensor_health health;
 };
 
 /// What a stream did.
@@ -91,6 +115,8 @@ struct stream_report {
   std::uint64_t read_bytes = 0;     // from the reader
   std::uint64_t written_bytes = 0;  // to the sink
   unsigned threads = 0;  // that took part: fewer than asked for where the system had no more
+  std::vector<tensor_overflow> overflowed;  // in the order of the transfers, as are:
+  std::vector<measured_tensor> measured;    // empty unless asked for
 };
 
 namespace detail {
@@ -102,15 +128,38 @@ struct resolved_transfer {
   std::uint64_t end;
   std::size_t source_element;  // bytes; both 1 where bytes are moved as they are
   std::size_t destination_element;
-  conversion convert;  // nullptr: moved as they are
-  bool sequential;     // read by one thread, from its start to its end
+  dtype from;
+  dtype to;
+  conversion convert;                     // nullptr: moved as they are
+  measured_conversion measure = nullptr;  // nullptr: not measured
+  bool sequential;                        // read by one thread, from its start to its end
   std::unique_ptr<const permutation> permuted = {};  // none: the order stays
   std::uint64_t last_box = 0;                        // boxes of all transfers up to this one
 };
 
+/// Where an element of the payload stands in the tensor: "[3, 0, 17]".
+[[nodiscard]] inline std::string index_text(const tensor_info& info, std::uint64_t element) {
+  const std::vector<strided_axis> axes = axes_of(info);
+  const std::uint64_t offset = element * (bits_of(info.dtype) / 8);
+  std::string text = "[";
+  for (const strided_axis& axis : axes) {
+    if (text.size() > 1) text += ", ";
+    text += std::to_string(axis.count == 1 ? 0 : offset / axis.stride % axis.count);
+  }
+  return text += "]";
+}
+
+/// A value of a floating-point type with all its digits.
+[[nodiscard]] inline std::string value_text(dtype type, double value) {
+  std::array<char, 32> text;
+  std::snprintf(text.data(), text.size(), type == dtype::f64 ? "%.17g" : "%.9g", value);
+  return text.data();
+}
+
 template <weight_reader Reader>
-[[nodiscard]] std::vector<resolved_transfer> resolve_transfers(
-    const Reader& reader, std::span<const transfer> transfers) {
+[[nodiscard]] std::vector<resolved_transfer> resolve_transfers(const Reader& reader,
+                                                               std::span<const transfer> transfers,
+                                                               bool measure) {
   std::vector<resolved_transfer> resolved;
   resolved.reserve(transfers.size());
   std::uint64_t end_before = 0;
@@ -121,7 +170,8 @@ template <weight_reader Reader>
                               what);
     };
     check_window(reader.path(), info, 0, 0);
-    resolved_transfer r{t.tensor, t.destination, 0, 1, 1, nullptr, info.sequential};
+    resolved_transfer r{t.tensor,   t.destination, 0,       1,       1,
+                        info.dtype, t.to,          nullptr, nullptr, info.sequential};
     std::uint64_t bytes = info.bytes;
     if (info.dtype != t.to) {
       r.convert = find_conversion(info.dtype, t.to);
@@ -134,6 +184,10 @@ template <weight_reader Reader>
       const auto converted = checked_multiply(info.bytes / r.source_element, r.destination_element);
       if (!converted) fail("its size as " + std::string(name_of(t.to)) + " exceeds 64 bits");
       bytes = *converted;
+    }
+    if (measure) r.measure = find_measured_conversion(info.dtype, t.to);
+    if (r.measure != nullptr && r.convert == nullptr) {
+      r.source_element = r.destination_element = bits_of(info.dtype) / 8;
     }
     const auto end = checked_add(t.destination, bytes);
     if (!end || t.destination < end_before) {
@@ -153,7 +207,8 @@ class stream_run {
   stream_run(const Reader& reader, std::span<const transfer> transfers, Sink& sink,
              std::span<std::byte> windows, const stream_options& options)
       : reader_(reader),
-        transfers_(resolve_transfers(reader, transfers)),
+        transfers_(resolve_transfers(reader, transfers, options.measure_health)),
+        health_(transfers_.size()),
         sink_(sink),
         windows_(windows),
         window_bytes_(windows.size() / std::max(options.threads, 1U)),
@@ -190,6 +245,7 @@ class stream_run {
       work(0);
     }
     if (first_error_) std::rethrow_exception(first_error_);
+    if (first_overflow_) throw_overflow();
     report.read_bytes = done_source_bytes_;
     report.written_bytes = done_bytes_;
     if (done_source_bytes_ != total_source_bytes_) {
@@ -198,10 +254,28 @@ class stream_run {
                             std::to_string(total_source_bytes_) + " bytes");
     }
     report_progress();
+    for (std::size_t i = 0; i < transfers_.size(); ++i) {
+      const resolved_transfer& t = transfers_[i];
+      if (health_[i].overflowed > 0) {
+        report.overflowed.push_back({t.tensor, t.to, health_[i].overflowed});
+      }
+      if (t.measure != nullptr) report.measured.push_back({t.tensor, t.to, health_[i]});
+    }
     return report;
   }
 
  private:
+  /// A value that is refused; the first in the order of transfers and elements.
+  struct refused_value {
+    std::size_t transfer;
+    std::uint64_t element;  // of the payload
+    double value;
+
+    friend bool operator<(const refused_value& a, const refused_value& b) {
+      return std::pair(a.transfer, a.element) < std::pair(b.transfer, b.element);
+    }
+  };
+
   /// Bytes of the destination that a thread takes at a time: a huge page, so that no two threads
   /// meet in the first touch of one.
   static constexpr std::uint64_t stripe_bytes = std::uint64_t{2} << 20U;
@@ -254,7 +328,7 @@ class stream_run {
     auto t = std::ranges::upper_bound(transfers_, begin, {}, &resolved_transfer::end);
     for (; t != transfers_.end() && t->begin < end; ++t) {
       const std::uint64_t size = t->destination_element;
-      if (t->permuted) continue;
+      if (t->permuted || is_past_refusal(*t)) continue;
       if (t->sequential) {
         if (t->begin >= begin) stream_elements(worker, *t, 0, (t->end - t->begin) / size);
         if (failed_) return;
@@ -300,13 +374,78 @@ class stream_run {
     const std::span<std::byte> target = sink_.begin_window(worker, destination, bytes);
     if (t.convert == nullptr) {
       reader_.read(t.tensor, source, target);
+      measure(t, target, count);
     } else {
       const auto window = windows_.subspan(worker * window_bytes_, source_bytes);
       reader_.read(t.tensor, source, window);
-      t.convert(window.data(), target.data(), count);
+      convert(t, window, target, count, [&](std::uint64_t i) { return element + i; });
     }
     sink_.end_window(worker, destination, target);
     add_progress(worker, source_bytes, bytes);
+  }
+
+  /// What is moved as it is, where it has been read.
+  void measure(const resolved_transfer& t, std::span<std::byte> elements, std::size_t count) {
+    if (t.measure == nullptr) return;
+    tensor_health health;
+    t.measure(elements.data(), elements.data(), count, health);
+    const std::scoped_lock lock(results_mutex_);
+    health_[number_of(t)] += health;
+  }
+
+  /// Converts, measures, and does with what overflows as the policy says. `element_of` gives the
+  /// place in the payload of one of these elements.
+  template <class ElementOf>
+  void convert(const resolved_transfer& t, std::span<const std::byte> source,
+               std::span<std::byte> target, std::size_t count, const ElementOf& element_of) {
+    tensor_health health;
+    if (t.measure != nullptr) {
+      t.measure(source.data(), target.data(), count, health);
+    } else if (!t.convert(source.data(), target.data(), count)) {
+      return;
+    }
+    std::uint64_t values = 0;
+    if (t.measure == nullptr || health.overflowed > 0) {
+      for_each_overflow(t.from, t.to, source.data(), target.data(), count,
+                        [&](std::size_t i, double value, std::byte* place) {
+                          ++values;
+                          if (options_.overflow == overflow_policy::saturate) {
+                            make_finite(t.to, place);
+                          } else if (options_.overflow == overflow_policy::refuse) {
+                            refuse({number_of(t), element_of(i), value});
+                          }
+                        });
+    }
+    health.overflowed = values;
+    const std::scoped_lock lock(results_mutex_);
+    health_[number_of(t)] += health;
+  }
+
+  [[nodiscard]] std::size_t number_of(const resolved_transfer& t) const noexcept {
+    return static_cast<std::size_t>(&t - transfers_.data());
+  }
+
+  /// The rest of the tensor and the tensors before it are still looked at: which value an error
+  /// names does not depend on the threads.
+  void refuse(const refused_value& value) {
+    const std::scoped_lock lock(results_mutex_);
+    if (first_overflow_ && !(value < *first_overflow_)) return;
+    first_overflow_ = value;
+    last_transfer_ = value.transfer;
+  }
+
+  [[nodiscard]] bool is_past_refusal(const resolved_transfer& t) const noexcept {
+    return number_of(t) > last_transfer_;
+  }
+
+  [[noreturn]] void throw_overflow() const {
+    const resolved_transfer& t = transfers_[first_overflow_->transfer];
+    const tensor_info& info = reader_.tensors()[t.tensor];
+    throw overflow_error(
+        printable(reader_.path()) + ": tensor " + in_quotes(info.name) + ": " +
+        std::string(name_of(t.from)) + " " + value_text(t.from, first_overflow_->value) + " at " +
+        index_text(info, first_overflow_->element) + " exceeds " + std::string(name_of(t.to)) +
+        ", whose largest value is " + value_text(t.to, largest_finite(t.to)));
   }
 
   void add_progress(unsigned worker, std::uint64_t source_bytes, std::uint64_t bytes) {
@@ -317,6 +456,7 @@ class stream_run {
 
   void stream_boxes(unsigned worker, std::uint64_t number) {
     const auto t = std::ranges::upper_bound(transfers_, number, {}, &resolved_transfer::last_box);
+    if (is_past_refusal(*t)) return;
     naming_tensor(*t, [&] {
       if (!t->sequential) {
         stream_box(worker, *t, number - (t->last_box - t->permuted->boxes()));
@@ -340,8 +480,18 @@ class stream_run {
       at += run.size();
     });
     const auto elements = static_cast<std::size_t>(box.elements);
-    if (t.convert != nullptr) {
-      t.convert(filled.data(), other.data(), elements);
+    if (t.convert == nullptr) {
+      measure(t, filled, elements);
+    } else {
+      convert(t, filled, other, elements, [&](std::uint64_t i) {
+        std::uint64_t element = 0;
+        std::uint64_t before = 0;
+        t.permuted->for_each_source_run(box, [&](std::uint64_t source, std::uint64_t run) {
+          if (i >= before && i < before + run) element = source / t.source_element + (i - before);
+          before += run;
+        });
+        return element;
+      });
       std::swap(filled, other);
     }
     t.permuted->permute(box, filled.data(), other.data(), t.destination_element);
@@ -364,6 +514,7 @@ class stream_run {
 
   const Reader& reader_;
   std::vector<resolved_transfer> transfers_;
+  std::vector<tensor_health> health_;  // one for each; of those not measured `overflowed` alone
   Sink& sink_;
   const std::span<std::byte> windows_;
   const std::size_t window_bytes_;
@@ -376,6 +527,9 @@ class stream_run {
   std::atomic<std::uint64_t> done_bytes_ = 0;
   std::atomic<std::uint64_t> done_source_bytes_ = 0;
   std::atomic<bool> failed_ = false;
+  std::mutex results_mutex_;  // health_ and first_overflow_
+  std::optional<refused_value> first_overflow_;
+  std::atomic<std::size_t> last_transfer_ = SIZE_MAX;  // none behind it is looked at
   std::mutex error_mutex_;
   std::exception_ptr first_error_;
 };
@@ -391,7 +545,8 @@ class stream_run {
 ///   before the first read.
 ///
 /// Throws the reader's and the sink's errors (the first one; the others' threads end soon after),
-/// `unsupported_error` where there is no conversion, `cancelled_error`.
+/// `unsupported_error` where there is no conversion, `overflow_error` where that is the policy,
+/// `cancelled_error`.
 template <weight_reader Reader, window_sink Sink>
 stream_report stream(const Reader& reader, std::span<const transfer> transfers, Sink& sink,
                      std::span<std::byte> windows, const stream_options& options) {

@@ -5,17 +5,16 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-#include <vggload/core/dtype.hpp>
 #include <vggload/core/shape.hpp>
 #include <vggload/io/weight_reader.hpp>
 #include <vggload/load/checkpoint.hpp>
 #include <vggload/load/convert_checkpoint.hpp>
+#include <vggload/load/dtype_policy.hpp>
 #include <vggload/load/stream.hpp>
 #include <vggload/vgg16/binding.hpp>
 #include <vggload/vgg16/layers.hpp>
@@ -89,11 +88,10 @@ inline constexpr std::uint64_t flat_channels = 512;
 }
 
 /// Writes the VGG16 that a checkpoint holds, with its top if it has one, to a safetensors file in
-/// another layout, under that layout's names, in network order, floating tensors as `to` (nothing:
-/// as they are). Moves the bytes box by box, within the memory of `write_converted`. Throws
+/// another layout, under that layout's names, in network order, in the types that `types` says. Moves the bytes box by box, within the memory of `write_converted`. Throws
 /// `binding_error` and what `write_converted` throws.
 inline stream_report convert_layout(const checkpoint& source, const std::string& path,
-                                    weight_layout layout, std::optional<dtype> to,
+                                    weight_layout layout, const dtype_policy& types,
                                     stream_options options) {
   const binding bound = bind(source, detail::has_top(source));
   std::vector<converted_tensor> tensors;
@@ -103,7 +101,7 @@ inline stream_report convert_layout(const checkpoint& source, const std::string&
     tensors.push_back(
         {bound.layers[i].bias, name_in_layout(layout, {i, true}), bound.layers[i].bias_shape});
   }
-  return write_converted(source, std::move(tensors), path, to, std::move(options));
+  return write_converted(source, std::move(tensors), path, types, std::move(options));
 }
 
 }  // namespace vggload::vgg16

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include <vggload/convert/convert.hpp>
+#include <vggload/convert/overflow.hpp>
 #include <vggload/core/checked.hpp>
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
@@ -23,6 +24,7 @@
 #include <vggload/core/tensor_view.hpp>
 #include <vggload/io/weight_reader.hpp>
 #include <vggload/load/checkpoint.hpp>
+#include <vggload/load/dtype_policy.hpp>
 #include <vggload/load/memory_plan.hpp>
 #include <vggload/load/stream.hpp>
 #include <vggload/memory/arena.hpp>
@@ -35,9 +37,14 @@
 namespace vggload::vgg16 {
 
 struct load_options {
-  /// The type of all loaded weights: f16, bf16, f32 or f64. Tensors that have it in the file
-  /// already are mapped, not copied.
-  vggload::dtype dtype = vggload::dtype::f16;
+  /// The type of the loaded weights: f16, bf16, f32 or f64; with exceptions by name,
+  /// `dtype_policy(dtype::f16).keep_fp32(...)`. Tensors that have it in the file already are mapped,
+  /// not copied.
+  dtype_policy dtype = vggload::dtype::f16;
+  /// What becomes of weights that the type cannot hold.
+  overflow_policy overflow = overflow_policy::keep;
+  /// Whether all weights are measured: `load_report::measured`. Mapped ones are read for it.
+  bool measure_health = false;
   /// False: without fc1, fc2 and predictions, which the file may have or not.
   bool include_top = true;
   /// True: what is not aligned for its type in the file is copied, so that `tensor_view::values`
@@ -66,7 +73,9 @@ struct load_report {
   std::uint64_t windows_bytes = 0;      // taken while loading, given back since
   unsigned threads = 0;                 // that took part
   double seconds = 0;
-  std::vector<std::string> skipped;  // tensors of the file that were not loaded
+  std::vector<std::string> skipped;         // tensors of the file that were not loaded
+  std::vector<tensor_overflow> overflowed;  // in the order of the layers, as are:
+  std::vector<measured_tensor> measured;    // empty unless asked for
 };
 
 /// A loaded VGG16: owns the arena with what was converted and, where views point into it, the
@@ -101,19 +110,22 @@ namespace detail {
 struct loaded_tensor {
   std::size_t index;  // in the file
   const shape* dims;
+  dtype type;                                        // as loaded
   std::optional<std::span<const std::byte>> mapped;  // none: goes to the arena
   std::uint64_t bytes = 0;                           // as loaded
 };
 
 /// Decides for each bound tensor whether a view into the file does.
 [[nodiscard]] inline std::vector<loaded_tensor> choose_sources(const checkpoint& source,
-                                                               const binding& bound, dtype type,
+                                                               const binding& bound,
+                                                               const dtype_policy& types,
                                                                bool aligned) {
   std::vector<loaded_tensor> chosen;
   chosen.reserve(2 * bound.layers.size());
   const auto add = [&](std::size_t index, const shape& dims) {
     const tensor_info& info = source.tensors()[index];
-    loaded_tensor tensor{index, &dims, std::nullopt, 0};
+    const dtype type = types.storage_of(info);
+    loaded_tensor tensor{index, &dims, type, std::nullopt, 0};
     if (info.dtype == type) {
       tensor.mapped = source.view(index);
       if (aligned && tensor.mapped && !tensor_view::is_aligned_for(tensor.mapped->data(), type)) {
@@ -170,6 +182,26 @@ template <host_accessible_resource Resource>
   }
 }
 
+/// Takes windows and keeps nothing: for what is only measured.
+class discarding_sink {
+ public:
+  /// `buffers`: memory that `workers` share in equal parts.
+  discarding_sink(std::span<std::byte> buffers, unsigned workers) noexcept
+      : buffers_(buffers), buffer_bytes_(buffers.size() / workers) {}
+
+  [[nodiscard]] std::span<std::byte> begin_window(unsigned worker, std::uint64_t,
+                                                  std::size_t bytes) const noexcept {
+    return buffers_.subspan(worker * buffer_bytes_, bytes);
+  }
+  void end_window(unsigned, std::uint64_t, std::span<std::byte>) const noexcept {}
+
+ private:
+  std::span<std::byte> buffers_;
+  std::size_t buffer_bytes_;
+};
+
+static_assert(window_sink<discarding_sink>);
+
 template <host_accessible_resource Resource>
 [[nodiscard]] model<Resource> load(const checkpoint& source, const load_options& options,
                                    const Resource& resource) {
@@ -190,43 +222,62 @@ template <host_accessible_resource Resource>
   // The plan comes first: a load that cannot keep its limit reads and allocates nothing.
   const loaded_tensor& largest = *std::ranges::max_element(tensors, {}, &loaded_tensor::bytes);
   report.destination_bytes = arena_bytes(source, tensors, alignment);
-  const memory_plan plan = plan_memory({.path = source.path(),
-                                        .largest_tensor = source.tensors()[largest.index].name,
-                                        .largest_tensor_bytes = largest.bytes,
-                                        .destination_bytes = report.destination_bytes,
-                                        .streams = report.destination_bytes > 0},
-                                       options.threads, options.memory_limit);
+  const memory_plan plan =
+      plan_memory({.path = source.path(),
+                   .largest_tensor = source.tensors()[largest.index].name,
+                   .largest_tensor_bytes = largest.bytes,
+                   .destination_bytes = report.destination_bytes,
+                   .streams = report.destination_bytes > 0 || options.measure_health},
+                  options.threads, options.memory_limit);
 
   arena<Resource> memory =
       allocate_block(source, "the weights", report.destination_bytes, largest, resource);
   std::vector<transfer> transfers;
+  std::vector<transfer> mapped_transfers;  // to nowhere, one behind the other
   std::vector<tensor_view> views;
   transfers.reserve(tensors.size());
   views.reserve(tensors.size());
   for (const loaded_tensor& tensor : tensors) {
     const element_order order = source.tensors()[tensor.index].order;
     if (tensor.mapped) {
-      views.emplace_back(options.dtype, *tensor.dims, *tensor.mapped, order);
+      views.emplace_back(tensor.type, *tensor.dims, *tensor.mapped, order);
+      mapped_transfers.push_back({tensor.index, tensor.type, report.mapped_bytes});
       report.mapped_bytes += tensor.bytes;
       continue;
     }
     const std::span<std::byte> place = memory.allocate(
         source.tensors()[tensor.index].name, static_cast<std::size_t>(tensor.bytes), alignment);
-    transfers.push_back({tensor.index, options.dtype,
+    transfers.push_back({tensor.index, tensor.type,
                          static_cast<std::uint64_t>(place.data() - memory.block().data())});
-    views.emplace_back(options.dtype, *tensor.dims, place, order);
+    views.emplace_back(tensor.type, *tensor.dims, place, order);
   }
 
-  if (!transfers.empty()) {
+  if (!options.measure_health) mapped_transfers.clear();
+  if (!transfers.empty() || !mapped_transfers.empty()) {
     report.windows_bytes = plan.windows_bytes();
     const arena<Resource> windows =
         allocate_block(source, "windows", plan.windows_bytes(), largest, resource);
-    memory_sink sink(memory.block());
-    const stream_report streamed =
-        stream(source, transfers, sink, windows.block(),
-               {.threads = plan.threads, .stop = options.stop, .progress = options.progress});
-    report.copied_bytes = streamed.written_bytes;
-    report.threads = streamed.threads;
+    const stream_options how{.threads = plan.threads,
+                             .stop = options.stop,
+                             .progress = options.progress,
+                             .overflow = options.overflow,
+                             .measure_health = options.measure_health};
+    if (!transfers.empty()) {
+      memory_sink sink(memory.block());
+      stream_report streamed = stream(source, transfers, sink, windows.block(), how);
+      report.copied_bytes = streamed.written_bytes;
+      report.threads = streamed.threads;
+      report.overflowed = std::move(streamed.overflowed);
+      report.measured = std::move(streamed.measured);
+    }
+    if (!mapped_transfers.empty()) {
+      discarding_sink sink(windows.block(), plan.threads);
+      const auto measured = stream(source, mapped_transfers, sink, windows.block(), how).measured;
+      report.measured.insert(report.measured.end(), measured.begin(), measured.end());
+      std::ranges::sort(report.measured, {}, [&](const measured_tensor& one) {
+        return std::ranges::find(tensors, one.tensor, &loaded_tensor::index) - tensors.begin();
+      });
+    }
   }
 
   std::vector<layer_view> layers;
@@ -250,7 +301,8 @@ template <host_accessible_resource Resource>
 /// thread, 4 MiB at most in all (`plan_memory`), and a few KiB of lists.
 ///
 /// Throws `binding_error` (the tensors are not VGG16's), `out_of_memory` (for the arena, before
-/// anything is read; names the largest tensor), `io_error`, `cancelled_error`, `unsupported_error`.
+/// anything is read; names the largest tensor), `io_error`, `overflow_error` (where the policy is to
+/// refuse), `cancelled_error`, `unsupported_error`.
 /// What was allocated is free again then.
 template <host_accessible_resource Resource = host_resource>
 [[nodiscard]] model<Resource> load(const checkpoint& source, const load_options& options = {},

@@ -1,0 +1,448 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+// Conversions with x86's vector instructions that count in the same pass (health.hpp). What is usual
+// in a lane, a finite number whose result is neither zero nor infinite, is counted in registers;
+// lanes with anything else, and those whose relative error is the largest so far, go to the scalar
+// code one by one. So there is one definition of every count.
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include <immintrin.h>
+
+#include <vggload/convert/health.hpp>
+#include <vggload/convert/scalar.hpp>
+#include <vggload/convert/x86.hpp>
+#include <vggload/core/float16.hpp>
+
+#define VGGLOAD_AVX2 __attribute__((target("avx2,fma,f16c,popcnt")))
+#define VGGLOAD_AVX512 \
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,popcnt")))
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+namespace vggload::detail::x86 {
+
+/// Which results are usual: their sources are then counted in registers.
+template <class To>
+struct usual_results;
+template <>
+struct usual_results<float16> {
+  static constexpr std::uint16_t from = 1;  // not zero
+  static constexpr std::uint16_t subnormal_below = 0x0400;
+};
+/// Below 2^-64 a product in the comparison of errors could become subnormal, and not be exact.
+template <>
+struct usual_results<bfloat16> {
+  static constexpr std::uint16_t from = (127 - 64) << 7U;
+};
+/// Without a loss: finite and not zero; the bits of FP32.
+template <>
+struct usual_results<float> {
+  static constexpr std::uint32_t from = 1;
+};
+
+/// Counts lanes that are not usual one by one, and raises the largest relative error where a usual
+/// one exceeds it; returns that error.
+template <class From, class To, std::size_t Lanes>
+[[gnu::noinline]] float measure_lanes(const std::array<std::uint32_t, Lanes>& x,
+                                      const std::array<std::uint32_t, Lanes>& y,
+                                      std::uint32_t unusual, std::uint32_t exceeding,
+                                      tensor_health& health) noexcept {
+  for (std::uint32_t lanes = unusual; lanes != 0; lanes &= lanes - 1) {
+    const auto lane = static_cast<std::size_t>(std::countr_zero(lanes));
+    measure_element<float, From, To>(x[lane], y[lane], health);
+  }
+  for (std::uint32_t lanes = exceeding & ~unusual; lanes != 0; lanes &= lanes - 1) {
+    const auto lane = static_cast<std::size_t>(std::countr_zero(lanes));
+    raise_relative_error(health.max_relative_error,
+                         relative_error_of<binary32_format>(x[lane], y[lane]));
+  }
+  return static_cast<float>(health.max_relative_error);  // exact: it has 24 bits
+}
+
+[[nodiscard]] inline tensor_health usual_health(std::uint64_t usual, std::uint64_t neg,
+                                                std::uint64_t subnormal,
+                                                std::uint32_t most) noexcept {
+  tensor_health health;
+  health.numel = usual;
+  health.neg = neg;
+  health.pos = usual - neg;
+  health.became_subnormal = subnormal;
+  health.max_abs = std::bit_cast<double>(convert_bits<binary32_format, binary64_format>(most));
+  return health;
+}
+
+/// Asks for what is read some 4 KiB later. Counting fills the processor's window of instructions with
+/// so few loads that memory would wait for it.
+template <std::size_t Bytes>
+[[gnu::always_inline]] inline void prefetch(const std::byte* from) noexcept {
+  for (std::size_t line = 0; line < Bytes; line += 64) {
+    __builtin_prefetch(from + 4096 + line);
+  }
+}
+
+struct avx2_measuring : avx2 {
+  /// Of usual elements, and what lanes compare with.
+  struct counts {
+    std::uint64_t unusual;  // those that are not
+    std::uint64_t neg;
+    std::uint64_t subnormal;
+    __m256i most;  // the largest magnitudes of FP32, as bits
+    __m256 error;  // the largest relative error
+  };
+
+  [[gnu::always_inline]] VGGLOAD_AVX2 static __m256i magnitude_of(__m256 x) noexcept {
+    return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7FFFFFFF));
+  }
+  [[gnu::always_inline]] VGGLOAD_AVX2 static std::uint32_t lanes_of(__m256i low,
+                                                                    __m256i high) noexcept {
+    return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(low))) |
+           static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(high))) << 8U;
+  }
+
+  /// As FP32; of NaNs only that they are ones.
+  template <class To>
+  [[gnu::always_inline]] VGGLOAD_AVX2 static lanes widen_result(__m256i narrow) noexcept {
+    if constexpr (std::same_as<To, float16>) {
+      return load_lanes<float16>(narrow);
+    } else {
+      return {_mm256_castsi256_ps(
+                  _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(narrow)), 16)),
+              _mm256_castsi256_ps(_mm256_slli_epi32(
+                  _mm256_cvtepu16_epi32(_mm256_extracti128_si256(narrow, 1)), 16))};
+    }
+  }
+
+  /// What is not usual among 16 elements. Zeros, the most frequent of it, are counted at once.
+  template <class From, class To>
+  [[gnu::noinline]] VGGLOAD_AVX2 static float count_unusual(__m256 x_low, __m256 x_high,
+                                                            __m256 y_low, __m256 y_high,
+                                                            std::uint32_t unusual,
+                                                            std::uint32_t exceeding,
+                                                            tensor_health& health) noexcept {
+    const __m256i none = _mm256_setzero_si256();
+    const std::uint32_t zeros = lanes_of(_mm256_cmpeq_epi32(magnitude_of(x_low), none),
+                                         _mm256_cmpeq_epi32(magnitude_of(x_high), none));
+    const auto count = static_cast<unsigned>(std::popcount(zeros));
+    health.zero += count;
+    health.numel += count;
+    unusual &= ~zeros;
+    if ((unusual | exceeding) == 0) return static_cast<float>(health.max_relative_error);
+    std::array<std::uint32_t, 16> x;
+    std::array<std::uint32_t, 16> y;
+    std::memcpy(x.data(), &x_low, sizeof(x_low));
+    std::memcpy(x.data() + 8, &x_high, sizeof(x_high));
+    std::memcpy(y.data(), &y_low, sizeof(y_low));
+    std::memcpy(y.data() + 8, &y_high, sizeof(y_high));
+    return measure_lanes<From, To>(x, y, unusual, exceeding, health);
+  }
+
+  /// What a relative error that is larger than all before has above it; one rounding, at the end,
+  /// which keeps the sign: the comparison is exact.
+  [[gnu::always_inline]] VGGLOAD_AVX2 static __m256i excess(__m256 x, __m256 y, __m256i magnitude,
+                                                            __m256 error) noexcept {
+    const __m256 distance = _mm256_castsi256_ps(magnitude_of(_mm256_sub_ps(y, x)));
+    return _mm256_castps_si256(_mm256_fnmadd_ps(error, _mm256_castsi256_ps(magnitude), distance));
+  }
+
+  /// 16 elements and their results in a 16-bit type.
+  template <class From, class To>
+  [[gnu::always_inline]] VGGLOAD_AVX2 static void count_narrow(lanes x, __m256i narrow, counts& c,
+                                                               tensor_health& health) noexcept {
+    using usual = usual_results<To>;
+    const __m256i result = _mm256_and_si256(narrow, _mm256_set1_epi16(0x7FFF));
+    const __m256i unusual =
+        _mm256_or_si256(_mm256_cmpgt_epi16(_mm256_set1_epi16(usual::from), result),
+                        _mm256_cmpgt_epi16(result, _mm256_set1_epi16(infinity_bits<To> - 1)));
+    const lanes y = widen_result<To>(narrow);
+    __m256i low = magnitude_of(x.low);
+    __m256i high = magnitude_of(x.high);
+    const __m256i low_excess = excess(x.low, y.low, low, c.error);
+    const __m256i high_excess = excess(x.high, y.high, high, c.error);
+    const __m256i none = _mm256_setzero_si256();
+    const __m256i exceeding = _mm256_cmpgt_epi32(_mm256_max_epi32(low_excess, high_excess), none);
+    const __m256i any = _mm256_or_si256(unusual, exceeding);
+    if (_mm256_testz_si256(any, any) == 0) [[unlikely]] {
+      // Each lane's 16 bits become 32.
+      const __m256i low_unusual = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(unusual));
+      const __m256i high_unusual = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(unusual, 1));
+      const std::uint32_t lanes = lanes_of(low_unusual, high_unusual);
+      c.unusual += static_cast<unsigned>(std::popcount(lanes));
+      c.error = _mm256_set1_ps(count_unusual<From, To>(
+          x.low, x.high, y.low, y.high, lanes,
+          lanes_of(_mm256_cmpgt_epi32(low_excess, none), _mm256_cmpgt_epi32(high_excess, none)),
+          health));
+      low = _mm256_andnot_si256(low_unusual, low);
+      high = _mm256_andnot_si256(high_unusual, high);
+    }
+    // Two bits for each lane.
+    const auto two_bits = [](int mask) {
+      return static_cast<unsigned>(std::popcount(static_cast<unsigned>(mask))) / 2;
+    };
+    const __m256i negative = _mm256_srai_epi16(narrow, 15);
+    c.neg += two_bits(_mm256_movemask_epi8(_mm256_andnot_si256(unusual, negative)));
+    if constexpr (std::same_as<To, float16>) {
+      const __m256i subnormal =
+          _mm256_cmpgt_epi16(_mm256_set1_epi16(usual::subnormal_below), result);
+      c.subnormal += two_bits(_mm256_movemask_epi8(_mm256_andnot_si256(unusual, subnormal)));
+    }
+    c.most = _mm256_max_epi32(c.most, _mm256_max_epi32(low, high));
+  }
+
+  /// 16 elements that lose nothing.
+  template <class From>
+  [[gnu::always_inline]] VGGLOAD_AVX2 static void count_exact(lanes x, counts& c,
+                                                              tensor_health& health) noexcept {
+    using usual = usual_results<float>;
+    __m256i low = magnitude_of(x.low);
+    __m256i high = magnitude_of(x.high);
+    const __m256i least = _mm256_set1_epi32(usual::from);
+    const __m256i most = _mm256_set1_epi32(infinity_bits<float> - 1);
+    const __m256i low_unusual =
+        _mm256_or_si256(_mm256_cmpgt_epi32(least, low), _mm256_cmpgt_epi32(low, most));
+    const __m256i high_unusual =
+        _mm256_or_si256(_mm256_cmpgt_epi32(least, high), _mm256_cmpgt_epi32(high, most));
+    const __m256i any = _mm256_or_si256(low_unusual, high_unusual);
+    const std::uint32_t negative =
+        lanes_of(_mm256_castps_si256(x.low), _mm256_castps_si256(x.high));
+    std::uint32_t lanes = 0;
+    if (_mm256_testz_si256(any, any) == 0) [[unlikely]] {
+      lanes = lanes_of(low_unusual, high_unusual);
+      c.unusual += static_cast<unsigned>(std::popcount(lanes));
+      count_unusual<From, float>(x.low, x.high, x.low, x.high, lanes, 0, health);
+      low = _mm256_andnot_si256(low_unusual, low);
+      high = _mm256_andnot_si256(high_unusual, high);
+    }
+    c.neg += static_cast<unsigned>(std::popcount(negative & ~lanes));
+    c.most = _mm256_max_epi32(c.most, _mm256_max_epi32(low, high));
+  }
+
+  template <class From, class To, bool Stream>
+  [[gnu::noinline]] VGGLOAD_AVX2 static void measure(const std::byte* source,
+                                                     std::byte* destination, std::size_t count,
+                                                     tensor_health& health) noexcept {
+    counts c{};
+    c.error = _mm256_set1_ps(static_cast<float>(health.max_relative_error));
+    std::size_t i = 0;
+    for (; i + step <= count; i += step) {
+      if constexpr (Stream) prefetch<step * sizeof(From)>(source + i * sizeof(From));
+      const lanes values = load<From, To>(source + i * sizeof(From));
+      std::byte* const to = destination + i * sizeof(To);
+      if constexpr (sizeof(To) == 2) {
+        const __m256i bits = narrow<To>(values);
+        store_bits<Stream>(to, bits);
+        count_narrow<From, To>(values, bits, c, health);
+      } else {
+        store<To, Stream>(values, to, _mm256_setzero_si256());
+        count_exact<From>(values, c, health);
+      }
+    }
+    if constexpr (Stream) _mm_sfence();
+    const auto most = std::bit_cast<std::array<std::uint32_t, 8>>(c.most);
+    health += usual_health(i - c.unusual, c.neg, c.subnormal, *std::ranges::max_element(most));
+    measure_scalar<From, To>(source + i * sizeof(From), destination + i * sizeof(To), count - i,
+                             health);
+  }
+};
+
+/// As `avx2_measuring`, with 32 elements.
+struct avx512_measuring : avx512 {
+  struct counts {
+    std::uint64_t unusual;
+    std::uint64_t neg;
+    std::uint64_t subnormal;
+    __m512i most;
+    __m512 error;
+  };
+
+  [[gnu::always_inline]] VGGLOAD_AVX512 static __m512i magnitude_of(__m512 x) noexcept {
+    return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF));
+  }
+  [[gnu::always_inline]] VGGLOAD_AVX512 static std::uint32_t lanes_of(__mmask16 low,
+                                                                      __mmask16 high) noexcept {
+    return std::uint32_t{low} | std::uint32_t{high} << 16U;
+  }
+
+  template <class To>
+  [[gnu::always_inline]] VGGLOAD_AVX512 static lanes widen_result(__m512i narrow) noexcept {
+    if constexpr (std::same_as<To, float16>) {
+      return load_lanes<float16>(narrow);
+    } else {
+      return {_mm512_castsi512_ps(
+                  _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(narrow)), 16)),
+              _mm512_castsi512_ps(_mm512_slli_epi32(
+                  _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(narrow, 1)), 16))};
+    }
+  }
+
+  template <class From, class To>
+  [[gnu::noinline]] VGGLOAD_AVX512 static float count_unusual(__m512 x_low, __m512 x_high,
+                                                              __m512 y_low, __m512 y_high,
+                                                              std::uint32_t unusual,
+                                                              std::uint32_t exceeding,
+                                                              tensor_health& health) noexcept {
+    const __m512i low = magnitude_of(x_low);
+    const __m512i high = magnitude_of(x_high);
+    const std::uint32_t zeros =
+        lanes_of(_mm512_testn_epi32_mask(low, low), _mm512_testn_epi32_mask(high, high));
+    const auto count = static_cast<unsigned>(std::popcount(zeros));
+    health.zero += count;
+    health.numel += count;
+    unusual &= ~zeros;
+    if ((unusual | exceeding) == 0) return static_cast<float>(health.max_relative_error);
+    std::array<std::uint32_t, 32> x;
+    std::array<std::uint32_t, 32> y;
+    std::memcpy(x.data(), &x_low, sizeof(x_low));
+    std::memcpy(x.data() + 16, &x_high, sizeof(x_high));
+    std::memcpy(y.data(), &y_low, sizeof(y_low));
+    std::memcpy(y.data() + 16, &y_high, sizeof(y_high));
+    return measure_lanes<From, To>(x, y, unusual, exceeding, health);
+  }
+
+  [[gnu::always_inline]] VGGLOAD_AVX512 static __m512i excess(__m512 x, __m512 y, __m512i magnitude,
+                                                              __m512 error) noexcept {
+    const __m512 distance = _mm512_castsi512_ps(magnitude_of(_mm512_sub_ps(y, x)));
+    return _mm512_castps_si512(_mm512_fnmadd_ps(error, _mm512_castsi512_ps(magnitude), distance));
+  }
+
+  template <class From, class To>
+  [[gnu::always_inline]] VGGLOAD_AVX512 static void count_narrow(lanes x, __m512i narrow, counts& c,
+                                                                 tensor_health& health) noexcept {
+    using usual = usual_results<To>;
+    const __m512i result = _mm512_and_si512(narrow, _mm512_set1_epi16(0x7FFF));
+    const std::uint32_t unusual = _mm512_cmpge_epu16_mask(
+        _mm512_sub_epi16(result, _mm512_set1_epi16(usual::from)),
+        _mm512_set1_epi16(static_cast<short>(infinity_bits<To> - usual::from)));
+    const lanes y = widen_result<To>(narrow);
+    __m512i low = magnitude_of(x.low);
+    __m512i high = magnitude_of(x.high);
+    const __m512i low_excess = excess(x.low, y.low, low, c.error);
+    const __m512i high_excess = excess(x.high, y.high, high, c.error);
+    const __m512i none = _mm512_setzero_si512();
+    const std::uint32_t exceeding =
+        _mm512_cmpgt_epi32_mask(_mm512_max_epi32(low_excess, high_excess), none);
+    if ((unusual | exceeding) != 0) [[unlikely]] {
+      c.unusual += static_cast<unsigned>(std::popcount(unusual));
+      c.error = _mm512_set1_ps(
+          count_unusual<From, To>(x.low, x.high, y.low, y.high, unusual,
+                                  lanes_of(_mm512_cmpgt_epi32_mask(low_excess, none),
+                                           _mm512_cmpgt_epi32_mask(high_excess, none)),
+                                  health));
+      low = _mm512_maskz_mov_epi32(static_cast<__mmask16>(~unusual), low);
+      high = _mm512_maskz_mov_epi32(static_cast<__mmask16>(~unusual >> 16U), high);
+    }
+    c.neg += static_cast<unsigned>(std::popcount(_mm512_movepi16_mask(narrow) & ~unusual));
+    if constexpr (std::same_as<To, float16>) {
+      const std::uint32_t subnormal =
+          _mm512_cmplt_epu16_mask(result, _mm512_set1_epi16(usual::subnormal_below));
+      c.subnormal += static_cast<unsigned>(std::popcount(subnormal & ~unusual));
+    }
+    c.most = _mm512_max_epu32(c.most, _mm512_max_epu32(low, high));
+  }
+
+  template <class From>
+  [[gnu::always_inline]] VGGLOAD_AVX512 static void count_exact(lanes x, counts& c,
+                                                                tensor_health& health) noexcept {
+    using usual = usual_results<float>;
+    __m512i low = magnitude_of(x.low);
+    __m512i high = magnitude_of(x.high);
+    const __m512i least = _mm512_set1_epi32(usual::from);
+    const __m512i range = _mm512_set1_epi32(infinity_bits<float> - usual::from);
+    const std::uint32_t unusual =
+        lanes_of(_mm512_cmpge_epu32_mask(_mm512_sub_epi32(low, least), range),
+                 _mm512_cmpge_epu32_mask(_mm512_sub_epi32(high, least), range));
+    if (unusual != 0) [[unlikely]] {
+      c.unusual += static_cast<unsigned>(std::popcount(unusual));
+      count_unusual<From, float>(x.low, x.high, x.low, x.high, unusual, 0, health);
+      low = _mm512_maskz_mov_epi32(static_cast<__mmask16>(~unusual), low);
+      high = _mm512_maskz_mov_epi32(static_cast<__mmask16>(~unusual >> 16U), high);
+    }
+    const std::uint32_t negative = lanes_of(_mm512_movepi32_mask(_mm512_castps_si512(x.low)),
+                                            _mm512_movepi32_mask(_mm512_castps_si512(x.high)));
+    c.neg += static_cast<unsigned>(std::popcount(negative & ~unusual));
+    c.most = _mm512_max_epu32(c.most, _mm512_max_epu32(low, high));
+  }
+
+  template <class From, class To, bool Stream>
+  [[gnu::noinline]] VGGLOAD_AVX512 static void measure(const std::byte* source,
+                                                       std::byte* destination, std::size_t count,
+                                                       tensor_health& health) noexcept {
+    counts c{};
+    c.error = _mm512_set1_ps(static_cast<float>(health.max_relative_error));
+    std::size_t i = 0;
+    for (; i + step <= count; i += step) {
+      if constexpr (Stream) prefetch<step * sizeof(From)>(source + i * sizeof(From));
+      const lanes values = load<From, To>(source + i * sizeof(From));
+      std::byte* const to = destination + i * sizeof(To);
+      if constexpr (sizeof(To) == 2) {
+        const __m512i bits = narrow<To>(values);
+        store_bits<Stream>(to, bits);
+        count_narrow<From, To>(values, bits, c, health);
+      } else {
+        store<To, Stream>(values, to, _mm512_setzero_si512());
+        count_exact<From>(values, c, health);
+      }
+    }
+    if constexpr (Stream) _mm_sfence();
+    const auto most = std::bit_cast<std::array<std::uint32_t, 16>>(c.most);
+    health += usual_health(i - c.unusual, c.neg, c.subnormal, *std::ranges::max_element(most));
+    measure_scalar<From, To>(source + i * sizeof(From), destination + i * sizeof(To), count - i,
+                             health);
+  }
+};
+
+/// From is one of the types that FP32 holds.
+template <class Isa, class From, class To>
+void measure_converted(const std::byte* source, std::byte* destination, std::size_t count,
+                       tensor_health& health) noexcept {
+  const floating_point_mode mode(floating_point_mode::nearest);
+  const bool streams = streams_to<To>(source, destination, count);
+  const std::size_t head = streams ? elements_to_border<To>(destination) : 0;
+  measure_scalar<From, To>(source, destination, head, health);
+  (streams ? Isa::template measure<From, To, true>
+           : Isa::template measure<From, To, false>)(source + head * sizeof(From),
+                                                     destination + head * sizeof(To), count - head,
+                                                     health);
+}
+
+/// As `measured_conversion` (convert.hpp) wants it.
+template <class Isa, class From, class To>
+void measure(const std::byte* source, std::byte* destination, std::size_t count,
+             tensor_health& health) noexcept {
+  if constexpr (std::same_as<From, To> && sizeof(From) == 2) {
+    // The bytes are copied, signalling NaNs too; what is counted is counted of a widened copy.
+    std::array<float, 1024> widened;
+    for (std::size_t i = 0; i < count; i += widened.size()) {
+      const std::size_t n = std::min(widened.size(), count - i);
+      const std::byte* const block = source + i * sizeof(From);
+      measure_converted<Isa, From, float>(block, reinterpret_cast<std::byte*>(widened.data()), n,
+                                          health);
+      if (source != destination) std::memcpy(destination + i * sizeof(To), block, n * sizeof(To));
+    }
+  } else {
+    measure_converted<Isa, From, To>(source, destination, count, health);
+  }
+}
+
+}  // namespace vggload::detail::x86
+
+#pragma GCC diagnostic pop
+
+#undef VGGLOAD_AVX2
+#undef VGGLOAD_AVX512
+
+#endif

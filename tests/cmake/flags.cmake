@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+# No flag of a consumer's build changes a result: cmake -D INCLUDE=... -D PROGRAM=... -D WORK=... -D COMPILERS=...
+# -P flags.cmake
+set(flag_sets "-O0" "-O3 -mf16c" "-O3 -march=native" "-O2 -ffast-math" "-O3 -march=native -ffast-math")
+file(MAKE_DIRECTORY ${WORK})
+set(expected)
+foreach(compiler IN LISTS COMPILERS)
+  foreach(flags IN LISTS flag_sets)
+    separate_arguments(arguments UNIX_COMMAND "${flags}")
+    execute_process(COMMAND ${compiler} -std=c++20 -I${INCLUDE} ${arguments} ${PROGRAM} -o ${WORK}/program
+                    RESULT_VARIABLE failed)
+    if(failed)
+      message(FATAL_ERROR "${compiler} ${flags}: does not compile")
+    endif()
+    execute_process(COMMAND ${WORK}/program RESULT_VARIABLE failed OUTPUT_VARIABLE output)
+    if(failed)
+      message(FATAL_ERROR "${compiler} ${flags}: ends with ${failed}")
+    endif()
+    if(NOT expected)
+      set(expected "${output}")
+    elseif(NOT output STREQUAL expected)
+      file(WRITE ${WORK}/expected "${expected}")
+      file(WRITE ${WORK}/output "${output}")
+      message(FATAL_ERROR "${compiler} ${flags}: the results differ, compare ${WORK}/expected and ${WORK}/output")
+    endif()
+  endforeach()
+endforeach()
+string(LENGTH "${expected}" length)
+if(length LESS 1000)
+  message(FATAL_ERROR "the program said next to nothing")
+endif()
