@@ -112,3 +112,18 @@ macro(vggload_dependency_benchmark)
     FetchContent_MakeAvailable(benchmark)
   endif()
 endmacro()
+
+# What the benchmarks compare with (MPL).
+macro(vggload_dependency_eigen)
+  find_package(Eigen3 3.4 QUIET NO_MODULE)
+  if(NOT TARGET Eigen3::Eigen)
+    set(EIGEN_BUILD_DOC OFF)
+    set(BUILD_TESTING OFF)
+    FetchContent_Declare(
+      Eigen3
+      GIT_REPOSITORY https://gitlab.com/libeigen/eigen.git
+      GIT_TAG 3.4.0
+      GIT_SHALLOW ON)
+    FetchContent_MakeAvailable(Eigen3)
+  endif()
+endmacro()
