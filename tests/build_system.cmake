@@ -5,8 +5,13 @@
 # Each header alone, in two translation units that are linked: it includes what it needs, and what it defines is
 # inline.
 get_target_property(header_files vggload HEADER_SET)
+list(FILTER header_files EXCLUDE REGEX "[.]cuh$") # for nvcc: tests/cuda
+if(NOT VGGLOAD_CUDA)
+  list(FILTER header_files EXCLUDE REGEX "cuda/error[.]hpp$") # includes the runtime's header
+endif()
 add_executable(headers_test cmake/headers_main.cpp)
-target_link_libraries(headers_test PRIVATE vggload_development vggload::hdf5 vggload::onnx)
+target_link_libraries(headers_test PRIVATE vggload_development vggload::hdf5 vggload::onnx
+                                           $<TARGET_NAME_IF_EXISTS:vggload::cuda>)
 foreach(header IN LISTS header_files)
   string(REGEX REPLACE ".*include/" "" header "${header}")
   string(MAKE_C_IDENTIFIER "${header}" unit)

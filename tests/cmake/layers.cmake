@@ -9,6 +9,7 @@ set(convert_may core convert)
 set(memory_may core memory)
 set(load_may core io convert memory load)
 set(vgg16_may core io convert memory load vgg16)
+set(cuda_may core convert cuda)
 
 # Headers from elsewhere that are not the standard library's, and the only ones that may have them.
 set(io/inflate_may zlib.h)
@@ -18,6 +19,9 @@ set(io/protobuf_walker_may protozero/exception.hpp protozero/types.hpp protozero
 set(io/json_events_may nlohmann/json.hpp)
 set(io/safetensors_writer_may nlohmann/json.hpp)
 set(convert/x86_may cpuid.h immintrin.h)
+set(convert/x86_measure_may immintrin.h)
+set(convert/neon_may arm_neon.h)
+set(cuda/error_may cuda_runtime_api.h)
 set(io_system sys/mman.h sys/stat.h fcntl.h unistd.h)
 set(memory_system sys/mman.h fcntl.h unistd.h)
 
