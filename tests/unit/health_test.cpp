@@ -152,6 +152,40 @@ TEST_CASE("all levels count the same and convert the same, whatever the types an
   }
 }
 
+TEST_CASE("all levels count FP64 the same: numbers that no smaller type holds, of every size") {
+  std::mt19937_64 random(11);
+  std::vector<double> values(30'011);
+  for (double& value : values) {
+    // 53 random bits, from 2^-170 to 2^150: what FP32, BF16 and FP16 hold and what they do not.
+    const int exponent = static_cast<int>(random() % 320) - 170;
+    value = std::ldexp(static_cast<double>(random() >> 11U | 1U), exponent - 53);
+    if (random() % 2 == 0) value = -value;
+  }
+  for (std::size_t i = 0; i < values.size(); i += 7) {
+    values[i] = std::bit_cast<double>(random());  // anything: huge, tiny, infinite, NaN
+  }
+  std::vector<double> usual(30'011);
+  for (double& value : usual) value = std::ldexp(static_cast<double>(random() >> 11U), -60);
+  for (const auto& source : {bytes_of(values), bytes_of(usual)}) {
+    for (const dtype to : types) {
+      const measured expected = measure(dtype::f64, to, simd_level::scalar, source);
+      for (const simd_level level : simd_levels()) {
+        INFO("to ", name_of(to), " level ", static_cast<int>(level));
+        const measured m = measure(dtype::f64, to, level, source);
+        CHECK(m.health == expected.health);
+        CHECK(m.result == expected.result);
+        std::vector<std::byte> place = source;
+        tensor_health health;
+        find_measured_conversion(dtype::f64, to, level)(place.data(), place.data(), values.size(),
+                                                        health);
+        place.resize(expected.result.size());
+        CHECK(place == expected.result);
+        CHECK(health == expected.health);
+      }
+    }
+  }
+}
+
 TEST_CASE("parts merge to the whole, whatever their order") {
   const auto source = bytes_of(test::critical_patterns());
   for (const dtype to : {dtype::f16, dtype::bf16}) {

@@ -109,6 +109,9 @@ template <class From, class To>
     if constexpr (sizeof(From) == 2 || sizeof(From) == 4) {
       if (level >= simd_level::avx512) return &x86::measure<x86::avx512_measuring, From, To>;
       if (level >= simd_level::avx2) return &x86::measure<x86::avx2_measuring, From, To>;
+    } else if constexpr (std::is_same_v<From, double>) {
+      if (level >= simd_level::avx512) return &x86::measure_f64<x86::avx512_f64_measuring, To>;
+      if (level >= simd_level::avx2) return &x86::measure_f64<x86::avx2_f64_measuring, To>;
     }
 #endif
     return &measure_scalar<From, To>;

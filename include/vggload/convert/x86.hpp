@@ -36,6 +36,7 @@
 #if !defined(__clang__)
 // GCC 12 takes its own "undefined" vectors for uninitialised ones (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 namespace vggload::detail::x86 {

@@ -32,6 +32,7 @@
 #pragma GCC diagnostic ignored "-Wsign-conversion"
 #if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 namespace vggload::detail::x86 {
@@ -404,6 +405,217 @@ struct avx512_measuring : avx512 {
                              health);
   }
 };
+
+// ---- from FP64 ---------------------------------------------------------------------------------
+
+/// The bits, as FP64, of the smallest result that is usual.
+template <class To>
+inline constexpr std::uint64_t usual_f64_from = [] {
+  if constexpr (std::same_as<To, double>) {
+    return std::uint64_t{1};
+  } else if constexpr (std::same_as<To, float>) {
+    return smallest_normal_bits<double, float>;
+  } else {
+    return convert_bits<typename format_of_type<To>::type, binary64_format>(
+        usual_results<To>::from);
+  }
+}();
+
+/// As `measure_lanes`.
+template <class To, std::size_t Lanes>
+[[gnu::noinline]] double measure_f64_lanes(const std::array<std::uint64_t, Lanes>& x,
+                                           const std::array<std::uint64_t, Lanes>& y,
+                                           unsigned unusual, unsigned exceeding,
+                                           tensor_health& health) noexcept {
+  for (unsigned lanes = unusual | exceeding; lanes != 0; lanes &= lanes - 1) {
+    const auto lane = static_cast<std::size_t>(std::countr_zero(lanes));
+    if ((unusual >> lane & 1U) != 0) {
+      measure_element<double, double, To>(x[lane], y[lane], health);
+    } else {
+      raise_relative_error(health.max_relative_error,
+                           relative_error_of<binary64_format>(x[lane], y[lane]));
+    }
+  }
+  return health.max_relative_error;
+}
+
+/// What was counted of usual elements.
+[[nodiscard]] inline tensor_health usual_f64_health(std::uint64_t usual, std::uint64_t neg,
+                                                    std::uint64_t subnormal,
+                                                    std::uint64_t most) noexcept {
+  tensor_health health = usual_health(usual, neg, subnormal, 0);
+  health.max_abs = std::bit_cast<double>(most);
+  return health;
+}
+
+struct avx2_f64_measuring : avx2 {
+  /// Four results as FP64.
+  template <class To>
+  [[gnu::always_inline]] VGGLOAD_AVX2 static __m256d widen_f64(const std::byte* from) noexcept {
+    if constexpr (std::same_as<To, double>) {
+      return _mm256_castsi256_pd(load_bits(from));
+    } else if constexpr (std::same_as<To, float>) {
+      return _mm256_cvtps_pd(_mm_loadu_ps(reinterpret_cast<const float*>(from)));
+    } else {
+      const __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+      if constexpr (std::same_as<To, float16>) {
+        return _mm256_cvtps_pd(_mm_cvtph_ps(bits));
+      } else {
+        return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16)));
+      }
+    }
+  }
+
+  [[gnu::always_inline]] VGGLOAD_AVX2 static unsigned bits_of_lanes(__m256i lanes) noexcept {
+    return static_cast<unsigned>(_mm256_movemask_pd(_mm256_castsi256_pd(lanes)));
+  }
+
+  /// Counts `count` elements and their results, a multiple of 4.
+  template <class To>
+  [[gnu::noinline]] VGGLOAD_AVX2 static void count(const std::byte* source,
+                                                   const std::byte* results, std::size_t count,
+                                                   tensor_health& health) noexcept {
+    const __m256i magnitude_mask = _mm256_set1_epi64x(INT64_MAX);
+    const __m256i below = _mm256_set1_epi64x(usual_f64_from<To> - 1);
+    const __m256i above = _mm256_set1_epi64x(infinity_bits<double> - 1);
+    __m256d error = _mm256_set1_pd(health.max_relative_error);
+    __m256i most = _mm256_setzero_si256();
+    std::uint64_t unusual_count = 0;
+    std::uint64_t neg = 0;
+    std::uint64_t subnormal = 0;
+    for (std::size_t i = 0; i < count; i += 4) {
+      const __m256i x = load_bits(source + 8 * i);
+      const __m256d y = widen_f64<To>(results + i * sizeof(To));
+      const __m256i result = _mm256_and_si256(_mm256_castpd_si256(y), magnitude_mask);
+      __m256i magnitude = _mm256_and_si256(x, magnitude_mask);
+      const unsigned unusual = (bits_of_lanes(_mm256_cmpgt_epi64(result, below)) ^ 0xFU) |
+                               bits_of_lanes(_mm256_cmpgt_epi64(result, above));
+      unsigned exceeding = 0;
+      if constexpr (!std::same_as<To, double>) {
+        const __m256d distance = _mm256_and_pd(_mm256_sub_pd(y, _mm256_castsi256_pd(x)),
+                                               _mm256_castsi256_pd(magnitude_mask));
+        const __m256d excess = _mm256_fnmadd_pd(error, _mm256_castsi256_pd(magnitude), distance);
+        exceeding =
+            bits_of_lanes(_mm256_cmpgt_epi64(_mm256_castpd_si256(excess), _mm256_setzero_si256()));
+      }
+      if ((unusual | exceeding) != 0) [[unlikely]] {
+        std::array<std::uint64_t, 4> xs;
+        std::array<std::uint64_t, 4> ys;
+        std::memcpy(xs.data(), &x, sizeof(x));
+        std::memcpy(ys.data(), &y, sizeof(y));
+        error = _mm256_set1_pd(measure_f64_lanes<To>(xs, ys, unusual, exceeding, health));
+        unusual_count += static_cast<unsigned>(std::popcount(unusual));
+        const __m256i usual = _mm256_andnot_si256(_mm256_cmpgt_epi64(result, above),
+                                                  _mm256_cmpgt_epi64(result, below));
+        magnitude = _mm256_and_si256(magnitude, usual);
+      }
+      neg += static_cast<unsigned>(std::popcount(bits_of_lanes(x) & ~unusual));
+      if constexpr (std::same_as<To, float16>) {
+        const __m256i normal =
+            _mm256_cmpgt_epi64(result, _mm256_set1_epi64x(smallest_normal_bits<double, To> - 1));
+        subnormal +=
+            static_cast<unsigned>(std::popcount(~(bits_of_lanes(normal) | unusual) & 0xFU));
+      }
+      most = _mm256_blendv_epi8(most, magnitude, _mm256_cmpgt_epi64(magnitude, most));
+    }
+    std::array<std::uint64_t, 4> all;
+    std::memcpy(all.data(), &most, sizeof(most));
+    health +=
+        usual_f64_health(count - unusual_count, neg, subnormal, *std::ranges::max_element(all));
+  }
+};
+
+struct avx512_f64_measuring : avx512 {
+  template <class To>
+  [[gnu::always_inline]] VGGLOAD_AVX512 static __m512d widen_f64(const std::byte* from) noexcept {
+    if constexpr (std::same_as<To, double>) {
+      return _mm512_castsi512_pd(load_bits(from));
+    } else if constexpr (std::same_as<To, float>) {
+      return _mm512_cvtps_pd(_mm256_loadu_ps(reinterpret_cast<const float*>(from)));
+    } else {
+      const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+      if constexpr (std::same_as<To, float16>) {
+        return _mm512_cvtps_pd(_mm256_cvtph_ps(bits));
+      } else {
+        return _mm512_cvtps_pd(
+            _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
+      }
+    }
+  }
+
+  /// As in `avx2_f64_measuring`, a multiple of 8.
+  template <class To>
+  [[gnu::noinline]] VGGLOAD_AVX512 static void count(const std::byte* source,
+                                                     const std::byte* results, std::size_t count,
+                                                     tensor_health& health) noexcept {
+    const __m512i magnitude_mask = _mm512_set1_epi64(INT64_MAX);
+    __m512d error = _mm512_set1_pd(health.max_relative_error);
+    __m512i most = _mm512_setzero_si512();
+    std::uint64_t unusual_count = 0;
+    std::uint64_t neg = 0;
+    std::uint64_t subnormal = 0;
+    for (std::size_t i = 0; i < count; i += 8) {
+      const __m512i x = load_bits(source + 8 * i);
+      const __m512d y = widen_f64<To>(results + i * sizeof(To));
+      const __m512i result = _mm512_and_si512(_mm512_castpd_si512(y), magnitude_mask);
+      __m512i magnitude = _mm512_and_si512(x, magnitude_mask);
+      const unsigned unusual =
+          _mm512_cmpge_epu64_mask(_mm512_sub_epi64(result, _mm512_set1_epi64(usual_f64_from<To>)),
+                                  _mm512_set1_epi64(infinity_bits<double> - usual_f64_from<To>));
+      unsigned exceeding = 0;
+      if constexpr (!std::same_as<To, double>) {
+        const __m512d distance = _mm512_castsi512_pd(_mm512_and_si512(
+            _mm512_castpd_si512(_mm512_sub_pd(y, _mm512_castsi512_pd(x))), magnitude_mask));
+        const __m512d excess = _mm512_fnmadd_pd(error, _mm512_castsi512_pd(magnitude), distance);
+        exceeding = _mm512_cmpgt_epi64_mask(_mm512_castpd_si512(excess), _mm512_setzero_si512());
+      }
+      if ((unusual | exceeding) != 0) [[unlikely]] {
+        std::array<std::uint64_t, 8> xs;
+        std::array<std::uint64_t, 8> ys;
+        std::memcpy(xs.data(), &x, sizeof(x));
+        std::memcpy(ys.data(), &y, sizeof(y));
+        error = _mm512_set1_pd(measure_f64_lanes<To>(xs, ys, unusual, exceeding, health));
+        unusual_count += static_cast<unsigned>(std::popcount(unusual));
+        magnitude = _mm512_maskz_mov_epi64(static_cast<__mmask8>(~unusual), magnitude);
+      }
+      neg += static_cast<unsigned>(std::popcount(_mm512_movepi64_mask(x) & ~unusual));
+      if constexpr (std::same_as<To, float16>) {
+        const unsigned small =
+            _mm512_cmplt_epu64_mask(result, _mm512_set1_epi64(smallest_normal_bits<double, To>));
+        subnormal += static_cast<unsigned>(std::popcount(small & ~unusual));
+      }
+      most = _mm512_max_epu64(most, magnitude);
+    }
+    std::array<std::uint64_t, 8> all;
+    std::memcpy(all.data(), &most, sizeof(most));
+    health +=
+        usual_f64_health(count - unusual_count, neg, subnormal, *std::ranges::max_element(all));
+  }
+};
+
+/// As `measured_conversion` (convert.hpp) wants it: block by block in the first cache, converted and
+/// then counted.
+template <class Isa, class To>
+void measure_f64(const std::byte* source, std::byte* destination, std::size_t count,
+                 tensor_health& health) noexcept {
+  constexpr std::size_t block = 512;
+  alignas(64) std::array<std::byte, block * sizeof(To)> results;
+  std::size_t i = 0;
+  for (; i + block <= count; i += block) {
+    const std::byte* const from = source + i * sizeof(double);
+    prefetch<block * sizeof(double)>(from);
+    if constexpr (std::same_as<To, double>) {
+      std::memcpy(results.data(), from, results.size());
+    } else {
+      convert<Isa, double, To>(from, results.data(), block);
+    }
+    const floating_point_mode mode(floating_point_mode::nearest);
+    Isa::template count<To>(from, results.data(), block, health);
+    std::memcpy(destination + i * sizeof(To), results.data(), results.size());
+  }
+  measure_scalar<double, To>(source + i * sizeof(double), destination + i * sizeof(To), count - i,
+                             health);
+}
 
 /// From is one of the types that FP32 holds.
 template <class Isa, class From, class To>
