@@ -49,7 +49,7 @@ struct pair {
 
 /// Weights as networks have them: normal, with a deviation of 0.02.
 void fill(const vggload::arena<vggload::host_resource>& memory, dtype type) {
-  std::mt19937 random(1);
+  std::mt19937 random(1);  // NOLINT(cert-msc32-c,cert-msc51-cpp): the same each time
   std::normal_distribution<float> weights(0, 0.02F);
   std::vector<float> values(65536);
   for (float& value : values) value = weights(random);

@@ -167,7 +167,9 @@ inline void print_health(const vggload::checkpoint& file,
   for (const auto& one : measured) {
     const std::string from(vggload::name_of(file.tensors()[one.tensor].dtype));
     const std::string to(vggload::name_of(one.to));
-    line(name_of(one), from == to ? from : from + ">" + to, one.health);
+    std::string types = from;
+    if (from != to) types.append(">").append(to);
+    line(name_of(one), types, one.health);
     all += one.health;
   }
   line("all", "", all);

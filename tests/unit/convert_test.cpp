@@ -224,7 +224,7 @@ TEST_CASE("a conversion says where a finite value may have become infinite, and 
     std::vector<std::byte> out(800);
     return find_conversion(from, to, level)(source.data(), out.data(), values.size());
   };
-  const float infinity = std::bit_cast<float>(0x7F800000U);
+  const auto infinity = std::bit_cast<float>(0x7F800000U);
   for (const simd_level level : simd_levels()) {
     for (const std::size_t place : {0U, 31U, 99U}) {
       CHECK(said(dtype::f32, dtype::f16, 65520.0F, level, place));

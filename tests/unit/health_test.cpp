@@ -51,8 +51,8 @@ tensor_health health_of(dtype to, const std::vector<float>& values, simd_level l
 }  // namespace
 
 TEST_CASE("a small tensor, counted by hand") {
-  const float infinity = std::bit_cast<float>(0x7F800000U);
-  const float nan = std::bit_cast<float>(0x7FC00000U);
+  const auto infinity = std::bit_cast<float>(0x7F800000U);
+  const auto nan = std::bit_cast<float>(0x7FC00000U);
   const std::vector<float> values{1.0F,   -2.0F,    0.0F,     -0.0F,     infinity, -infinity,
                                   nan,    -nan,     65504.0F, 65520.0F,  -1e30F,   0x1p-25F,
                                   -1e-9F, 0x1p-24F, -1e-5F,   0x1p-149F, 0.5F};
@@ -109,7 +109,7 @@ TEST_CASE("relative errors that can be worked out by hand") {
 }
 
 TEST_CASE("all levels count the same and convert the same, whatever the types and the values") {
-  std::mt19937_64 random(7);
+  std::mt19937_64 random(7);  // NOLINT(cert-msc32-c,cert-msc51-cpp): the same each time
   const auto patterns = test::critical_patterns();
   std::vector<std::vector<std::byte>> sources;
   sources.push_back(bytes_of(patterns));
@@ -153,7 +153,7 @@ TEST_CASE("all levels count the same and convert the same, whatever the types an
 }
 
 TEST_CASE("all levels count FP64 the same: numbers that no smaller type holds, of every size") {
-  std::mt19937_64 random(11);
+  std::mt19937_64 random(11);  // NOLINT(cert-msc32-c,cert-msc51-cpp): the same each time
   std::vector<double> values(30'011);
   for (double& value : values) {
     // 53 random bits, from 2^-170 to 2^150: what FP32, BF16 and FP16 hold and what they do not.
@@ -210,7 +210,7 @@ TEST_CASE("parts merge to the whole, whatever their order") {
 
 TEST_CASE("counting while narrowing in place, and past the caches") {
   std::vector<float> values((std::size_t{4} << 20U) + 77);
-  std::mt19937 random(3);
+  std::mt19937 random(3);  // NOLINT(cert-msc32-c,cert-msc51-cpp): the same each time
   for (float& value : values) value = static_cast<float>(random()) * 0x1p-40F;
   const auto source = bytes_of(values);
   const measured expected = measure(dtype::f32, dtype::f16, simd_level::scalar, source);
@@ -228,7 +228,7 @@ TEST_CASE("counting while narrowing in place, and past the caches") {
 }
 
 TEST_CASE("what an overflow is, and what saturating makes of it") {
-  const float infinity = std::bit_cast<float>(0x7F800000U);
+  const auto infinity = std::bit_cast<float>(0x7F800000U);
   const std::vector<float> values{1.0F, 65520.0F, infinity, -1e9F, -infinity, 65504.0F};
   const auto source = bytes_of(values);
   auto result = test::convert(dtype::f32, dtype::f16, simd_level::scalar, source);

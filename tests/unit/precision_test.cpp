@@ -115,7 +115,7 @@ constexpr std::uint16_t quarter = 0x3400;  // 0.25 in FP16
 }  // namespace
 
 TEST_CASE("what overflows is kept as infinity and counted, or becomes the largest finite value") {
-  const float infinity = std::bit_cast<float>(0x7F800000U);
+  const auto infinity = std::bit_cast<float>(0x7F800000U);
   const memory_reader reader(
       {content("small", dtype::f32, {4}, std::vector<float>(4, 0.25F)),
        content("large", dtype::f32, {200'000},

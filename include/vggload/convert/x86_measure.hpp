@@ -625,10 +625,13 @@ void measure_converted(const std::byte* source, std::byte* destination, std::siz
   const bool streams = streams_to<To>(source, destination, count);
   const std::size_t head = streams ? elements_to_border<To>(destination) : 0;
   measure_scalar<From, To>(source, destination, head, health);
-  (streams ? Isa::template measure<From, To, true>
-           : Isa::template measure<From, To, false>)(source + head * sizeof(From),
-                                                     destination + head * sizeof(To), count - head,
-                                                     health);
+  source += head * sizeof(From);
+  destination += head * sizeof(To);
+  if (streams) {
+    Isa::template measure<From, To, true>(source, destination, count - head, health);
+  } else {
+    Isa::template measure<From, To, false>(source, destination, count - head, health);
+  }
 }
 
 /// As `measured_conversion` (convert.hpp) wants it.

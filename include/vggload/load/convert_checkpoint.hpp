@@ -85,7 +85,7 @@ inline stream_report write_converted(const checkpoint& source,
     const arena<host_resource> windows(windows_bytes);
     const arena<host_resource> buffers(windows_bytes);
     safetensors_sink sink(writer, buffers.block(), plan.threads);
-    const stream_report report = stream(source, transfers, sink, windows.block(), options);
+    stream_report report = stream(source, transfers, sink, windows.block(), options);
     writer.commit();
     return report;
   });
