@@ -174,19 +174,30 @@ class strided_gather {
   }
 
   void scatter(std::span<const axis_of_box> axes, const std::byte* source, std::byte* out) const {
+    // Copies of a fixed size are fast.
+    switch (element_bytes_) {
+      case 1: return scatter<1>(axes, source, out);
+      case 2: return scatter<2>(axes, source, out);
+      case 4: return scatter<4>(axes, source, out);
+      case 8: return scatter<8>(axes, source, out);
+      default: return scatter<16>(axes, source, out);
+    }
+  }
+  template <std::size_t ElementBytes>
+  static void scatter(std::span<const axis_of_box> axes, const std::byte* source, std::byte* out) {
     if (axes.empty()) {
-      std::memcpy(out, source, element_bytes_);
+      std::memcpy(out, source, ElementBytes);
       return;
     }
-    const axis_of_box& axis = axes.front();
-    if (axes.size() > 1) {
-      for (std::uint64_t i = 0; i < axis.count; ++i) {
-        scatter(axes.subspan(1), source + i * axis.stride, out + i * axis.out_stride);
-      }
-      return;
-    }
+    const axis_of_box axis = axes.front();
     for (std::uint64_t i = 0; i < axis.count; ++i) {
-      std::memcpy(out + i * axis.out_stride, source + i * axis.stride, element_bytes_);
+      if (axes.size() > 1) {
+        scatter<ElementBytes>(axes.subspan(1), source, out);
+      } else {
+        std::memcpy(out, source, ElementBytes);
+      }
+      source += axis.stride;
+      out += axis.out_stride;
     }
   }
 

@@ -5,6 +5,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <span>
@@ -201,8 +203,9 @@ class torch_reader {
 
   [[nodiscard]] std::optional<std::span<const std::byte>> view(std::size_t tensor) const {
     const place& from = places_[tensor];
-    if (from.layout || tensors_[tensor].dtype == dtype::opaque) return std::nullopt;
-    return file_->view(from.offset, tensors_[tensor].bytes);
+    const tensor_info& info = tensors_[tensor];
+    if (from.layout || info.dtype == dtype::opaque || is_permuted(info)) return std::nullopt;
+    return file_->view(from.offset, info.bytes);
   }
 
  protected:
@@ -253,7 +256,7 @@ class torch_reader {
   struct place {
     std::uint64_t offset;  // of its first element
     std::uint64_t storage_bytes;
-    std::optional<strided_layout> layout;  // none: dense
+    std::optional<strided_layout> layout;  // in the payload's order; none: dense
   };
 
   /// A view that repeats its elements more often than this is listed, but not read.
@@ -462,15 +465,10 @@ class torch_reader {
     // What has no elements may lie anywhere: x[3:, 4:] of a [3, 4] begins behind its storage.
     if (*elements == 0) return;
     std::optional<std::uint64_t> end = parts.offset;  // of the last element, once 1 is added
-    bool dense = true;
-    std::uint64_t row = 1;  // elements in what is below the axis
-    for (std::size_t axis = info.shape.rank(); axis-- > 0;) {
-      const std::uint64_t count = parts.size[axis];
-      if (count == 1) continue;
-      const auto way = checked_multiply(count - 1, parts.stride[axis]);
+    for (std::size_t axis = 0; axis < info.shape.rank(); ++axis) {
+      if (parts.size[axis] == 1) continue;
+      const auto way = checked_multiply(parts.size[axis] - 1, parts.stride[axis]);
       end = end && way ? checked_add(*end, *way) : std::nullopt;
-      dense = dense && parts.stride[axis] == row;
-      row *= count;
     }
     end = end ? checked_add(*end, 1) : std::nullopt;
     const std::uint64_t view_elements =
@@ -482,14 +480,42 @@ class torch_reader {
            std::to_string(view_elements));
     }
     from.offset += parts.offset * element_bytes;
-    if (dense) return;
-    std::vector<strided_axis> axes;
+    order_elements(parts, info, from);
+  }
+
+  /// Gives the payload the order that the elements have in the storage, so that reading it goes
+  /// through the file onwards, whatever the view: one that is transposed or permuted is dense then.
+  static void order_elements(const tensor_parts& parts, tensor_info& info, place& from) {
+    const std::uint64_t element_bytes = parts.type->bytes;
+    std::vector<std::size_t> logical;  // axes; the stride of a single step is anything
     for (std::size_t axis = 0; axis < info.shape.rank(); ++axis) {
-      // The stride of a single step is anything, and not used.
-      const bool used = parts.size[axis] > 1;
-      axes.push_back({parts.size[axis], used ? parts.stride[axis] * element_bytes : 0});
+      if (parts.size[axis] > 1) logical.push_back(axis);
     }
-    from.layout.emplace(axes, static_cast<std::size_t>(element_bytes));
+    const auto is_repeated = [&](std::size_t axis) { return parts.stride[axis] == 0; };
+    std::vector<std::size_t> moved;
+    std::ranges::remove_copy_if(logical, std::back_inserter(moved), is_repeated);
+    std::ranges::stable_sort(moved, std::greater(), [&](std::size_t a) { return parts.stride[a]; });
+    std::vector<std::size_t> order = logical;  // slowest first; repetitions stay where they are
+    auto next = moved.begin();
+    for (std::size_t& axis : order) {
+      if (!is_repeated(axis)) axis = *next++;
+    }
+
+    std::vector<strided_axis> axes;
+    for (const std::size_t axis : order) {
+      axes.push_back({parts.size[axis], parts.stride[axis] * element_bytes});
+    }
+    strided_layout layout(axes, static_cast<std::size_t>(element_bytes));
+    if (!layout.is_dense()) from.layout = std::move(layout);
+    if (order == logical) return;
+    info.order = element_order::column_major;
+    if (std::ranges::equal(order.rbegin(), order.rend(), logical.begin(), logical.end())) return;
+    info.strides.assign(info.shape.rank(), element_bytes);
+    std::uint64_t stride = element_bytes;
+    for (std::size_t i = order.size(); i-- > 0;) {
+      info.strides[order[i]] = stride;
+      stride *= parts.size[order[i]];
+    }
   }
 
   std::unique_ptr<const mapped_file> file_;
@@ -507,7 +533,10 @@ class torch_reader {
 /// The object is the state dict, or a training checkpoint that has it under "state_dict", "model"
 /// or "model_state_dict"; then metadata() has the entry "state_dict" with that key. What else is in
 /// it is skipped. Nothing is executed, so an object of any other class than a tensor's is an error.
-/// A dense tensor is viewed in place, any other gathered. A model of `weight_reader`.
+/// A tensor whose elements follow each other in its storage is viewed in place where they do so in
+/// row- or column-major order (a transposed matrix). The payload of any other view, gathered where
+/// there are gaps, has its elements in the storage's order, which the tensor's `order` and `strides`
+/// tell. A model of `weight_reader`.
 class torch_zip_reader : public detail::torch_reader {
  public:
   /// Throws `io_error` and `format_error`.

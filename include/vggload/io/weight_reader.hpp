@@ -27,13 +27,22 @@ struct tensor_info {
   vggload::shape shape;
   /// Of the dense payload: elements * bits / 8. For opaque elements what they take in the file.
   std::uint64_t bytes;
-  /// Of the elements in the payload.
+  /// Of the elements in the payload; see `strides` for what is neither.
   element_order order = element_order::row_major;
   /// Compressed: what is read onwards costs once, what is read again from the start on costs anew.
   bool sequential = false;
   /// The file's own name of elements that are opaque: "Q4_0", "object".
   std::string foreign_dtype = {};
+  /// Where the payload is dense, but its axes stand in an order that is neither row- nor
+  /// column-major (PyTorch's channels_last): the bytes from one step along each axis to the next.
+  /// `order` is column_major then, since it is not row-major. Empty everywhere else.
+  std::vector<std::uint64_t> strides = {};
 };
+
+/// Whether the payload's axes stand in an order of their own, which `strides` tells.
+[[nodiscard]] inline bool is_permuted(const tensor_info& info) noexcept {
+  return !info.strides.empty();
+}
 
 /// The name of a tensor's element type, whether the library can read it or not.
 [[nodiscard]] inline std::string_view dtype_name(const tensor_info& info) noexcept {
@@ -53,8 +62,8 @@ using metadata_entry = std::pair<std::string, std::string>;
 ///   the order that `tensors()` says, little-endian. Throws `io_error`, and `unsupported_error` for
 ///   opaque elements. From several threads at once.
 /// - `view(tensor)` gives the whole payload in place, or nothing where it does not lie so in the
-///   file (compressed, in pieces, strided, big-endian) or the file cannot be mapped. Valid as long
-///   as the reader is, which may be moved meanwhile.
+///   file (compressed, in pieces, strided, permuted, big-endian) or the file cannot be mapped. Valid
+///   as long as the reader is, which may be moved meanwhile.
 template <class R>
 concept weight_reader = std::movable<R> &&
     requires(const R& reader, std::size_t tensor, std::uint64_t offset, std::span<std::byte> out) {
@@ -71,6 +80,10 @@ concept weight_reader = std::movable<R> &&
 [[nodiscard]] inline std::vector<strided_axis> axes_of(const tensor_info& info) {
   std::vector<strided_axis> axes;
   for (const std::uint64_t dim : info.shape.dims()) axes.push_back({dim, 0});
+  if (is_permuted(info)) {
+    for (std::size_t i = 0; i < axes.size(); ++i) axes[i].stride = info.strides[i];
+    return axes;
+  }
   std::uint64_t stride = bits_of(info.dtype) / 8;
   const auto follow = [&stride](strided_axis& axis) {
     axis.stride = stride;
