@@ -518,7 +518,7 @@ TEST_CASE("what a pickle must not be, each with its message") {
       refused("a dangling far memo", "j" + number(UINT32_MAX, 4),
               "takes value 4294967295 from the memo"),
       refused("a memo far off", "Nr" + number(UINT32_MAX, 4),
-              "memoises value 4294967295, more than a checkpoint has"),
+              "memoises value 4294967295, more than the 300000 that are allowed"),
       refused("append to a dict", "}Na", "appends to what is not a list (at byte 4)"),
       refused("append many to a tuple", ")(NNe", "appends to what is not a list"),
       refused("an item of a list", "]NNs", "sets an item of what is not a dict (at byte 5)"),
@@ -597,6 +597,19 @@ TEST_CASE("a bomb is refused at once, and takes little memory") {
     memo_and_stack += "Nr" + number(i, 4);
   }
   const std::string wide = "](" + repeated("N", 60'000) + "e";
+  std::string memo_in_lists = "]";
+  for (std::size_t i = 0; i < million; ++i) {
+    if (i % 1000 == 0) memo_in_lists += "(";
+    memo_in_lists += "M\xE8\x03r" + number(i, 4);
+    if (i % 1000 == 999) memo_in_lists += "e";
+  }
+  std::string large_integers = "]";
+  for (std::size_t i = 0; i < million / 2; ++i) {
+    if (i % 1000 == 0) large_integers += "(";
+    large_integers += integer(INT64_MAX);
+    if (i % 1000 == 999) large_integers += "e";
+  }
+  const std::string ending = "\xFF";  // what follows is refused for itself
   const std::vector<refusal> bombs{
       {"lists", repeated("]", million) + repeated("a", million), "has more than the 65536 values"},
       {"lists by marks", repeated("](", million), "nests deeper than the 100 levels"},
@@ -612,11 +625,23 @@ TEST_CASE("a bomb is refused at once, and takes little memory") {
                                                   "b",
                            1000),
        "nests deeper than the 100 levels"},
-      {"a memo without end", "N" + memo, "more than a checkpoint has"},
+      {"a memo without end", "N" + memo,
+       "memoises value 300000, more than the 300000 that are allowed"},
+      {"a memo without end, in lists", memo_in_lists,
+       "memoises value 300000, more than the 300000"},
       {"a memo and a stack without end", memo_and_stack, "has more than the 65536 values"},
-      {"values without end", "]" + repeated("(" + repeated("N", 60'000) + "e", 100), "values in"},
-      {"lists of lists", repeated(wide, 20), "values in"},
-      {"dicts that are dropped", "}" + repeated("}b", million), "values in"},
+      {"values without end", "]" + repeated("(" + repeated("N", 60'000) + "e", 100),
+       "has 780004 values, more than the 750000 that are allowed"},
+      {"lists of lists", repeated(wide, 20), "values, more than the 750000 that are allowed"},
+      {"numbers in a list", "](" + repeated(repeated("K\x01", 30'000) + "e(", 30) + ending,
+       "values, more than the 750000 that are allowed"},
+      {"large numbers", large_integers + ending, "values, more than the 750000 that are allowed"},
+      {"as many values and as much of the memo as are allowed",
+       "](" + repeated(repeated("N", 50'000) + "e(", 14) + memo.substr(0, 5 * 300'000) + ending,
+       "takes a value that is not on the stack"},
+      {"dicts that are dropped", "}" + repeated("}b", million), "values, more than the 750000"},
+      {"a text of 4 MiB", text(std::string(std::size_t{4} << 20U, 'x')),
+       "has more than the 4194304 bytes that are allowed"},
   };
   for (const refusal& bomb : bombs) {
     INFO(std::string(bomb.name));
@@ -638,14 +663,14 @@ TEST_CASE("a bomb is refused at once, and takes little memory") {
   }
 }
 
-TEST_CASE("a pickle of more than 64 MiB is refused, not read") {
+TEST_CASE("a pickle of more than 4 MiB is refused, not read") {
   const test::temporary_folder folder;
   const std::string path = folder.write(
       "file", magic + version + system_info + "\x80\x02X" + number(std::uint64_t{64} << 20U, 4));
   std::filesystem::resize_file(path, std::uint64_t{70} << 20U);
   check_frugal([&] {
     CHECK(message_of<format_error>([&] { torch_legacy_reader{input_file(path)}; })
-              .ends_with("the pickle of the object has more than the 67108864 bytes that are "
+              .ends_with("the pickle of the object has more than the 4194304 bytes that are "
                          "allowed"));
   });
 }
@@ -663,18 +688,26 @@ TEST_CASE("what is shared by many takes no longer, and no more memory") {
   SUBCASE("a tensor of a high rank under many names") {
     const std::vector<std::int64_t> ones(64, 1);
     std::string root = "}" + text("a") + tensor(storage(2), 0, ones, ones) + "q\x01s";
-    for (std::size_t i = 0; i < 60'000; ++i) root += "U\x03" + number(i, 3) + "h\x01s";
-    CHECK(message(in_zip, file_of(pickled(root))).ends_with(" bytes, more than a state dict has"));
+    for (std::size_t i = 0; i < 19'000; ++i) root += "U\x03" + number(i, 3) + "h\x01s";
+    CHECK(message(in_zip, file_of(pickled(root)))
+              .ends_with(": with its 64 dims there are 131136 in all, more than the 131072 that "
+                         "are allowed"));
+  }
+  SUBCASE("a tensor under very many names") {
+    std::string root = "}" + text("a") + pair + "q\x01s";
+    for (std::size_t i = 0; i < 20'000; ++i) root += "U\x03" + number(i, 3) + "h\x01s";
+    CHECK(message(in_zip, file_of(pickled(root)))
+              .ends_with(": the state dict has more than the 20000 tensors that are allowed"));
   }
   SUBCASE("a long name of many tensors") {
     CHECK(message(in_zip, file_of(pickled("}" + text("a") + pair + "q\x01s" + text(long_text) +
-                                          "q\x02h\x01s" + repeated("h\x02h\x01s", 60'000))))
+                                          "q\x02h\x01s" + repeated("h\x02h\x01s", 19'000))))
               .ends_with("xxx...' occurs twice"));
   }
   SUBCASE("a long key of many storages") {
     const std::string object = "}" + text("storage") + "q\x01" + "b" + global("torch.ByteStorage") +
                                "q\x02" + "b" + text(long_text) + "q\x03" + "b" +
-                               repeated("N(h\x01h\x02h\x03NK\x02NtQs", 60'000);
+                               repeated("N(h\x01h\x02h\x03NK\x02NtQs", 40'000);
     CHECK(message(std::type_identity<torch_legacy_reader>(),
                   magic + version + system_info + pickled(object) + legacy_keys)
               .ends_with("the object has a persistent id that is not that of a storage"));
@@ -685,11 +718,11 @@ TEST_CASE("what is shared by many takes no longer, and no more memory") {
         dict({text("conj"), "\x88", repeated("NN", 30'000)}) + "q\x03" + "b" +
         tuple({storage(2), integer(0), counts({2}), counts({1}), "\x89", ordered_dict, "h\x03"}) +
         "q\x04" + "b";
-    for (std::size_t i = 0; i < 30'000; ++i) root += "U\x03" + number(i, 3) + "h\x02h\x04Rs";
+    for (std::size_t i = 0; i < 20'000; ++i) root += "U\x03" + number(i, 3) + "h\x02h\x04Rs";
     const std::string path = folder.write("file", file_of(pickled(root)));
     check_frugal([&] {
       const torch_zip_reader reader{input_file(path)};
-      CHECK(reader.tensors().size() == 30'000);
+      CHECK(reader.tensors().size() == 20'000);
       CHECK(reader.tensors()[0].foreign_dtype == "uint8.conj");
     });
   }

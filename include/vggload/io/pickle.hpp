@@ -45,6 +45,69 @@ struct pickle_value {
   [[nodiscard]] bool is(pickle_kind what) const noexcept { return kind == what; }
 };
 
+/// Values that lie behind one another in a `pickle`, where they take 8 bytes each.
+class pickle_items {
+ public:
+  class iterator {
+   public:
+    iterator(const pickle_items& items, std::size_t index) : items_(&items), index_(index) {}
+    [[nodiscard]] pickle_value operator*() const { return (*items_)[index_]; }
+    iterator& operator++() {
+      ++index_;
+      return *this;
+    }
+    [[nodiscard]] bool operator==(const iterator& other) const = default;
+
+   private:
+    const pickle_items* items_;
+    std::size_t index_;
+  };
+
+  pickle_items(std::span<const std::uint64_t> packed, std::span<const std::uint64_t> large_integers)
+      : packed_(packed), large_integers_(large_integers) {}
+
+  [[nodiscard]] std::size_t size() const noexcept { return packed_.size(); }
+  [[nodiscard]] iterator begin() const { return {*this, 0}; }
+  [[nodiscard]] iterator end() const { return {*this, size()}; }
+  [[nodiscard]] pickle_value operator[](std::size_t index) const {
+    const std::uint64_t bits = packed_[index];
+    const auto kind = static_cast<pickle_kind>(bits & 0xFU);
+    if (kind == pickle_kind::integer) {
+      // The sign is kept.
+      return {kind, 0, 0, static_cast<std::uint64_t>(static_cast<std::int64_t>(bits) >> 4U)};
+    }
+    if (kind == large_integer) {
+      return {pickle_kind::integer, 0, 0, large_integers_[static_cast<std::size_t>(bits >> 4U)]};
+    }
+    return {kind, static_cast<std::uint8_t>(bits >> 4U & 0x7FU),
+            static_cast<std::uint32_t>(bits >> 11U & 0xFFFFFFU), bits >> 35U};
+  }
+
+  /// A value in 8 bytes; `large_integers` takes what does not fit.
+  [[nodiscard]] static std::uint64_t pack(const pickle_value& value,
+                                          std::vector<std::uint64_t>& large_integers) {
+    const auto with_kind = [](std::uint64_t number, pickle_kind kind) {
+      return number << 4U | static_cast<std::uint64_t>(kind);
+    };
+    if (value.kind == pickle_kind::integer) {
+      const std::uint64_t bits = with_kind(value.number, value.kind);
+      if (static_cast<std::int64_t>(bits) >> 4U == static_cast<std::int64_t>(value.number)) {
+        return bits;
+      }
+      large_integers.push_back(value.number);
+      return with_kind(large_integers.size() - 1, large_integer);
+    }
+    return value.number << 35U | std::uint64_t{value.count} << 11U |
+           with_kind(value.depth, value.kind);
+  }
+
+ private:
+  static constexpr auto large_integer = static_cast<pickle_kind>(15);
+
+  std::span<const std::uint64_t> packed_;
+  std::span<const std::uint64_t> large_integers_;
+};
+
 /// An object: `function`, a global, was called for it. Nothing has called it here.
 struct pickle_object {
   pickle_value function;
@@ -56,8 +119,8 @@ struct pickle_object {
 /// that the caller does not know is an error that names it. Format: Python's `pickletools`; of its
 /// opcodes those that `torch.save` needs for a training checkpoint, any other is refused.
 ///
-/// Values lie in flat tables, which nothing walks recursively and which grow no faster than the
-/// pickle does. What is shared is there once, so a walk over all values is linear.
+/// Values lie in flat tables, which nothing walks recursively and which have a limit. What is shared
+/// is there once, so a walk over all values is linear.
 class pickle {
  public:
   /// The number of a global such as "torch.FloatStorage", or nothing for one that is refused.
@@ -92,11 +155,11 @@ class pickle {
     return {reinterpret_cast<const char*>(bytes_.data()) + text.number, text.count};
   }
   /// Of a tuple or a storage.
-  [[nodiscard]] std::span<const pickle_value> items(const pickle_value& tuple) const noexcept {
-    return std::span(slots_).subspan(static_cast<std::size_t>(tuple.number), tuple.count);
+  [[nodiscard]] pickle_items items(const pickle_value& tuple) const noexcept {
+    return slots(static_cast<std::size_t>(tuple.number), tuple.count);
   }
   [[nodiscard]] pickle_object object(const pickle_value& object) const noexcept {
-    const auto parts = std::span(slots_).subspan(static_cast<std::size_t>(object.number), 3);
+    const pickle_items parts = slots(static_cast<std::size_t>(object.number), 3);
     return {parts[0], parts[1], parts[2]};
   }
   /// Calls `visit(key, value)` for each entry of a dict, in the order in which they were set. A key
@@ -105,42 +168,44 @@ class pickle {
   void for_each_entry(const pickle_value& dict, Visit&& visit) const {
     const container& entries = containers_[static_cast<std::size_t>(dict.number)];
     for (std::uint32_t i = entries.first_run; i != no_run; i = runs_[i].next) {
-      for (std::uint32_t at = 0; at < runs_[i].count; at += 2) {
-        visit(slots_[runs_[i].begin + at], slots_[runs_[i].begin + at + 1]);
-      }
+      const pickle_items items = slots(runs_[i].begin, runs_[i].count);
+      for (std::size_t at = 0; at < items.size(); at += 2) visit(items[at], items[at + 1]);
     }
   }
   /// That of the first entry of a dict, if it has one.
   [[nodiscard]] std::optional<pickle_value> first_key(const pickle_value& dict) const {
     const std::uint32_t first = containers_[static_cast<std::size_t>(dict.number)].first_run;
     if (first == no_run) return std::nullopt;
-    return slots_[runs_[first].begin];
+    return slots(runs_[first].begin, 1)[0];
   }
   /// Calls `visit(item)` for each item of a list.
   template <class Visit>
   void for_each_item(const pickle_value& list, Visit&& visit) const {
     const container& items = containers_[static_cast<std::size_t>(list.number)];
     for (std::uint32_t i = items.first_run; i != no_run; i = runs_[i].next) {
-      for (std::uint32_t at = 0; at < runs_[i].count; ++at) visit(slots_[runs_[i].begin + at]);
+      // Anew each time: `visit` may add to the table.
+      for (std::uint32_t at = 0; at < runs_[i].count; ++at)
+        visit(slots(runs_[i].begin, runs_[i].count)[at]);
     }
   }
 
  private:
-  /// Far above any real file's, and small enough for 32-bit places.
-  static constexpr std::uint64_t max_bytes = std::uint64_t{64} << 20U;
+  // Limits, all far above what a state dict needs, and such that what a file claims takes no more
+  // than 16 MiB before it is refused. A tensor takes some 30 values, 7 memo entries and 90 bytes:
+  // these do for 5,000 parameters with the four tensors that AdamW keeps of each at most.
+  static constexpr std::uint64_t max_bytes = std::uint64_t{4} << 20U;
+  static constexpr std::uint64_t max_values = 750'000;
+  static constexpr std::uint64_t max_memo = 300'000;
   static constexpr std::size_t max_stack = 65'536;
   static constexpr std::uint8_t max_depth = 100;
   static constexpr std::size_t max_name_bytes = 256;
-  /// What the tables may hold at first, and one more for so many bytes: a tensor takes some 26
-  /// values and 9 memo entries in 100 bytes and more, a list of small numbers one in two.
-  static constexpr std::uint64_t free_slots = 131'072;
-  static constexpr std::uint64_t bytes_for_slot = 2;
-  static constexpr std::uint64_t free_memo = 65'536;
-  static constexpr std::uint64_t bytes_for_memo = 8;
   static constexpr std::size_t read_bytes = std::size_t{64} << 10U;
+  static constexpr std::size_t most_read_bytes = static_cast<std::size_t>(max_bytes) + read_bytes;
   static constexpr std::uint32_t no_run = UINT32_MAX;
+  /// An absent value as it is packed.
+  static constexpr std::uint64_t empty = 0;
   /// The global that is known here.
-  static constexpr std::uint64_t ordered_dict = UINT64_MAX;
+  static constexpr std::uint64_t ordered_dict = 0xFF00;
 
   /// A list or a dict (keys and values in turn): a chain of runs, one for each time it grew.
   struct container {
@@ -178,8 +243,11 @@ class pickle {
       fail("has more than the " + std::to_string(max_bytes) + " bytes that are allowed");
     }
     const std::size_t old = bytes_.size();
-    bytes_.resize(static_cast<std::size_t>(
-        std::max(position_ + count, std::min<std::uint64_t>(old + read_bytes, size_))));
+    const auto size = static_cast<std::size_t>(
+        std::max(position_ + count, std::min<std::uint64_t>(old + read_bytes, size_)));
+    // What follows the pickle may be read too, but never more than its own limit and one piece.
+    if (size > bytes_.capacity()) bytes_.reserve(std::min(2 * size, most_read_bytes));
+    bytes_.resize(size);
     file_.read_at(begin_ + old, std::span(bytes_).subspan(old));
   }
   [[nodiscard]] std::uint8_t u8() { return std::to_integer<std::uint8_t>(take(1)[0]); }
@@ -233,13 +301,30 @@ class pickle {
         return false;
       default: fail_opcode(opcode);
     }
-    const std::uint64_t slots =
-        slots_.size() + runs_.size() + 2 * containers_.size() + storages_.size();
-    if (slots > free_slots + position_ / bytes_for_slot) {
-      fail_here("has " + std::to_string(slots) + " values in " + std::to_string(position_) +
-                " bytes, more than a checkpoint has");
+    // What lies in tables that grow by copies counts more.
+    const std::uint64_t values = slots_.size() + 4 * large_integers_.size() +
+                                 2 * (runs_.size() + containers_.size() + storages_.size());
+    if (values > max_values) {
+      fail_here("has " + std::to_string(values) + " values, more than the " +
+                std::to_string(max_values) + " that are allowed");
     }
     return true;
+  }
+
+  [[nodiscard]] pickle_items slots(std::size_t begin, std::size_t count) const noexcept {
+    return {std::span(slots_).subspan(begin, count), large_integers_};
+  }
+  void add_slots(std::span<const pickle_value> values) {
+    // Once and for all, as a table that grows by copies is there twice meanwhile.
+    constexpr std::size_t few = 16'384;
+    if (slots_.size() + values.size() > slots_.capacity()) {
+      slots_.reserve(slots_.size() + values.size() <= few
+                         ? few
+                         : static_cast<std::size_t>(max_values) + max_stack);
+    }
+    for (const pickle_value& value : values) {
+      slots_.push_back(pickle_items::pack(value, large_integers_));
+    }
   }
 
   [[noreturn]] void fail_opcode(std::uint8_t opcode) const {
@@ -333,7 +418,7 @@ class pickle {
     const auto items = top(count);
     const pickle_value tuple{pickle_kind::tuple, depth_above(items),
                              static_cast<std::uint32_t>(count), slots_.size()};
-    slots_.insert(slots_.end(), items.begin(), items.end());
+    add_slots(items);
     stack_.resize(stack_.size() - count);
     push(tuple);
   }
@@ -372,7 +457,7 @@ class pickle {
       grown.last_run = added;
       runs_.push_back({static_cast<std::uint32_t>(slots_.size()), count, no_run});
     }
-    slots_.insert(slots_.end(), values.begin(), values.end());
+    add_slots(values);
   }
   void append(std::size_t count) {
     const auto values = top(count + 1);
@@ -389,18 +474,23 @@ class pickle {
   }
 
   void put(std::uint64_t index) {
-    if (index >= free_memo + position_ / bytes_for_memo) {
-      fail_here("memoises value " + std::to_string(index) + ", more than a checkpoint has");
+    if (index >= max_memo) {
+      fail_here("memoises value " + std::to_string(index) + ", more than the " +
+                std::to_string(max_memo) + " that are allowed");
     }
     const pickle_value& value = top(1)[0];
-    if (index >= memo_.size()) memo_.resize(static_cast<std::size_t>(index) + 1);
-    memo_[static_cast<std::size_t>(index)] = value;
+    if (index >= memo_.size()) {
+      constexpr std::size_t few = 8'192;
+      memo_.reserve(index < few ? few : static_cast<std::size_t>(max_memo));
+      memo_.resize(static_cast<std::size_t>(index) + 1, empty);
+    }
+    memo_[static_cast<std::size_t>(index)] = pickle_items::pack(value, large_integers_);
   }
   void get(std::uint64_t index) {
-    if (index >= memo_.size() || memo_[static_cast<std::size_t>(index)].is(pickle_kind::absent)) {
+    if (index >= memo_.size() || memo_[static_cast<std::size_t>(index)] == empty) {
       fail_here("takes value " + std::to_string(index) + " from the memo, which has none there");
     }
-    push(memo_[static_cast<std::size_t>(index)]);
+    push(pickle_items({&memo_[static_cast<std::size_t>(index)], 1}, large_integers_)[0]);
   }
 
   void reduce() {
@@ -410,7 +500,7 @@ class pickle {
     if (!arguments.is(pickle_kind::tuple)) fail_here("calls with what is not a tuple");
     if (function.number == ordered_dict) return make_ordered_dict(arguments);
     const pickle_value object{pickle_kind::object, depth_above({&arguments, 1}), 0, slots_.size()};
-    for (const pickle_value& part : {function, arguments, pickle_value()}) slots_.push_back(part);
+    add_slots(std::array{function, arguments, pickle_value()});
     push(object);
   }
   /// `OrderedDict()`, or `OrderedDict([[key, value], ...])` as Python 2 has it.
@@ -442,7 +532,8 @@ class pickle {
     if (target.is(pickle_kind::dict)) return;
     if (!target.is(pickle_kind::object)) fail_here("gives a state to what has none");
     (void)depth_above({&state, 1});
-    slots_[static_cast<std::size_t>(target.number) + 2] = state;
+    slots_[static_cast<std::size_t>(target.number) + 2] =
+        pickle_items::pack(state, large_integers_);
   }
 
   const mapped_file& file_;
@@ -454,9 +545,10 @@ class pickle {
   std::uint64_t position_ = 0;    // in them
   std::uint64_t opcode_at_ = 0;
   std::vector<pickle_value> stack_;
-  std::vector<std::size_t> marks_;  // heights of the stack
-  std::vector<pickle_value> memo_;
-  std::vector<pickle_value> slots_;  // what tuples, lists, dicts and objects hold
+  std::vector<std::size_t> marks_;             // heights of the stack
+  std::vector<std::uint64_t> memo_;            // packed, as are:
+  std::vector<std::uint64_t> slots_;           // what tuples, lists, dicts and objects hold
+  std::vector<std::uint64_t> large_integers_;  // of packed values
   std::vector<run> runs_;
   std::vector<container> containers_;
   std::vector<pickle_value> storages_;

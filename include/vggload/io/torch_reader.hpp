@@ -231,8 +231,14 @@ class torch_reader {
                            if (!key.is(pickle_kind::text)) {
                              fail("a tensor's key in the state dict is not a text");
                            }
+                           if (entries.size() == max_tensors) {
+                             fail("the state dict has more than the " +
+                                  std::to_string(max_tensors) + " tensors that are allowed");
+                           }
                            entries.push_back({key, value});
                          });
+    tensors_.reserve(entries.size());
+    places_.reserve(entries.size());
     // Before any name is copied, as one long text may be the key of many.
     std::vector<pickle_value> keys;
     keys.reserve(entries.size());
@@ -262,11 +268,9 @@ class torch_reader {
   /// A view that repeats its elements more often than this is listed, but not read.
   static constexpr std::uint64_t most_expansion = 16;
   static constexpr std::size_t max_rank = 64;
-  /// What the list may take: a tensor so much and its rank, of which some are free and one more is
-  /// for so many bytes of the pickle. A tensor of its own takes 8 and has 100 bytes, a tied one 17.
-  static constexpr std::uint64_t cost_of_tensor = 4;
-  static constexpr std::uint64_t free_cost = 262'144;
-  static constexpr std::uint64_t bytes_for_cost = 4;
+  /// What the list may hold, far above any real one.
+  static constexpr std::size_t max_tensors = 20'000;
+  static constexpr std::uint64_t max_dims = 131'072;  // of all tensors
   /// Under which a training checkpoint has its state dict.
   static constexpr std::array<std::string_view, 3> nested_keys{"state_dict", "model",
                                                                "model_state_dict"};
@@ -421,10 +425,11 @@ class torch_reader {
            "it is not rebuilt from a storage, an offset, and sizes and strides of one rank up to " +
            std::to_string(max_rank) + ", none of them negative");
     }
-    cost_ += cost_of_tensor + parts->size.size();
-    if (cost_ > free_cost + saved.bytes() / bytes_for_cost) {
-      fail(subject() + "it is number " + std::to_string(tensors_.size() + 1) + " in " +
-           std::to_string(saved.bytes()) + " bytes, more than a state dict has");
+    dims_ += parts->size.size();
+    if (dims_ > max_dims) {
+      fail(subject() + "with its " + std::to_string(parts->size.size()) + " dims there are " +
+           std::to_string(dims_) + " in all, more than the " + std::to_string(max_dims) +
+           " that are allowed");
     }
     const torch_storage& storage = parts->storage;
     const auto storage_bytes = storage.bytes();
@@ -522,7 +527,7 @@ class torch_reader {
   std::vector<tensor_info> tensors_;
   std::vector<place> places_;
   std::vector<metadata_entry> metadata_;
-  std::uint64_t cost_ = 0;
+  std::uint64_t dims_ = 0;
 };
 
 }  // namespace detail
