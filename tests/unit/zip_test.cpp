@@ -124,6 +124,17 @@ TEST_CASE("what a zip must not be, each with its message") {
               "differ in its method"},
       refusal{"another local size", with([](zip_record& r) { r.local_bytes = 4; }),
               "differ in its size"},
+      refusal{"another local size, which is said to follow", with([](zip_record& r) {
+                r.flags = 8;
+                r.local_bytes = 4;
+              }),
+              "member 'a': its header and the zip's directory differ in its size"},
+      refusal{"more entries than any checkpoint has",
+              zip(std::vector<zip_record>(32'769, {.name = "", .stored = ""}), {.zip64 = true}),
+              "said to have 32769 entries, more than the 32768 that are allowed"},
+      refusal{"a directory that is too large",
+              zip(std::vector<zip_record>(70, {.name = std::string(60'000, 'x'), .stored = ""})),
+              "bytes, more than the 4194304 that are allowed"},
       refusal{"an unknown method", with([](zip_record& r) { r.method = r.local_method = 12; }),
               "member 'a': it is packed by method 12"},
       refusal{"encryption", with([](zip_record& r) { r.flags = 1; }), "'a': it is encrypted"},
@@ -160,6 +171,43 @@ TEST_CASE("what a zip must not be, each with its message") {
     CHECK(message.starts_with(folder.file("file") + ": "));
     INFO(message);
     CHECK(message.find(r.message) != std::string::npos);
+  }
+}
+
+TEST_CASE("numbers that follow the bytes are zero before them, or right") {
+  const test::temporary_folder folder;
+  // As Python's zipfile writes to a pipe: flag 3, and zeros; the central entry has the numbers.
+  std::string late = zip({zip_record{.name = "a", .stored = "abc", .flags = 8}});
+  const auto put = [&](std::size_t offset, std::uint64_t value) {
+    late.replace(offset, 4, number(value, 4));
+  };
+  CHECK(open(folder, late).members().size() == 1);
+  put(14, 0);
+  put(18, 0);
+  put(22, 0);
+  CHECK(open(folder, late).members().size() == 1);
+  for (const std::size_t offset : {14U, 18U, 22U}) {
+    put(offset, 2);
+    CHECK(message_of<format_error>([&] {
+            (void)open(folder, late);
+          }).find("member 'a': its header and the zip's directory differ in its") !=
+          std::string::npos);
+    put(offset, 0);
+  }
+}
+
+TEST_CASE("a zip is told by its first bytes, and what begins so by chance is none") {
+  const auto told = [](std::string_view head) {
+    return zip_archive::matches(std::as_bytes(std::span(head)));
+  };
+  CHECK(told(zip({})));
+  CHECK(told(zip({deflated("a", "bytes")})));
+  CHECK(told("PK\x03\x04"));
+  CHECK_FALSE(told("PK\x03"));
+  CHECK_FALSE(told("PK\x01\x02"));
+  // The length of a safetensors file's header, 67,324,752, and its text.
+  for (const char* text : {"{\"", "{}", "{ ", "{\n", " {", "\n{"}) {
+    CHECK_FALSE(told(number(67'324'752, 8) + text));
   }
 }
 

@@ -351,15 +351,15 @@ class npz_reader {
   explicit npz_reader(input_file file) : file_(std::make_unique<mapped_file>(std::move(file))) {
     const zip_archive archive(file_->file());
     for (const zip_member& member : archive.members()) {
-      if (is_array(member)) add(member);
+      if (is_array(member.name)) add(member);
     }
   }
 
   /// A zip with arrays in it, or with nothing.
   [[nodiscard]] static bool matches(const input_file& file, std::span<const std::byte> head) {
     if (!zip_archive::matches(head)) return false;
-    const zip_archive archive(file);
-    return archive.members().empty() || std::ranges::any_of(archive.members(), is_array);
+    const std::vector<std::string> names = zip_archive::names(file);
+    return names.empty() || std::ranges::any_of(names, is_array);
   }
 
   [[nodiscard]] const std::string& path() const noexcept { return file_->path(); }
@@ -405,9 +405,7 @@ class npz_reader {
 
   static constexpr std::string_view ending = ".npy";
 
-  [[nodiscard]] static bool is_array(const zip_member& member) {
-    return member.name.ends_with(ending);
-  }
+  [[nodiscard]] static bool is_array(const std::string& name) { return name.ends_with(ending); }
 
   void add(const zip_member& member) {
     auto source = std::make_unique<array>();

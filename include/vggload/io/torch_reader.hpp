@@ -547,7 +547,8 @@ class torch_zip_reader : public detail::torch_reader {
   /// Throws `io_error` and `format_error`.
   explicit torch_zip_reader(input_file file) : torch_reader(std::move(file)) {
     const zip_archive archive(this->file().file());
-    const std::string folder = folder_of(archive);
+    const std::string folder =
+        folder_of(archive.members().empty() ? "" : archive.members().front().name);
     const zip_member* pickle_member = archive.find(folder + "data.pkl");
     if (pickle_member == nullptr) fail("the zip has no member " + in_quotes(folder + "data.pkl"));
     require_stored(*pickle_member, "");
@@ -578,8 +579,9 @@ class torch_zip_reader : public detail::torch_reader {
   [[nodiscard]] static bool matches(const input_file& file, std::span<const std::byte> head) {
     if (!zip_archive::matches(head)) return false;
     try {
-      const zip_archive archive(file);
-      return archive.find(folder_of(archive) + "data.pkl") != nullptr;
+      const std::vector<std::string> names = zip_archive::names(file);
+      if (names.empty()) return false;
+      return std::ranges::find(names, folder_of(names.front()) + "data.pkl") != names.end();
     } catch (const format_error&) {
       // As torch writes it, "data.pkl" comes first; then this is a broken one.
       constexpr std::size_t header_bytes = 30;
@@ -596,9 +598,7 @@ class torch_zip_reader : public detail::torch_reader {
 
  private:
   /// "archive/", of the first member.
-  [[nodiscard]] static std::string folder_of(const zip_archive& archive) {
-    if (archive.members().empty()) return "/";
-    const std::string& first = archive.members().front().name;
+  [[nodiscard]] static std::string folder_of(const std::string& first) {
     return first.substr(0, first.find('/')) + '/';
   }
 

@@ -37,12 +37,15 @@ inline constexpr std::uint32_t zip_end_signature = 0x06054B50;
 /// Reads and checks a zip's directory, for `zip_archive`.
 class zip_directory_parser {
  public:
-  explicit zip_directory_parser(const input_file& file) : file_(file) {
-    const directory_place place = find_directory();
-    const std::vector<std::byte> directory = read_bytes(place.offset, place.bytes);
-    read_directory(directory, place);
+  /// Reads the directory alone.
+  explicit zip_directory_parser(const input_file& file) : file_(file), place_(find_directory()) {
+    read_directory(read_bytes(place_.offset, place_.bytes));
+  }
+
+  /// Compares it with what stands before the members.
+  void check_members() {
     read_local_headers();
-    check_overlaps(place.offset);
+    check_overlaps();
   }
 
   [[nodiscard]] std::vector<zip_member> take_members() { return std::move(members_); }
@@ -67,8 +70,10 @@ class zip_directory_parser {
   static constexpr std::uint16_t sizes_follow_flag = 1U << 3U;
   static constexpr std::uint16_t small_marker = 0xFFFF;
   static constexpr std::uint32_t marker = 0xFFFFFFFF;
-  /// A million members with short names; no writer comes near.
-  static constexpr std::uint64_t max_directory_bytes = std::uint64_t{64} << 20U;
+  /// Far above what any writer of checkpoints needs, and such that what a directory claims takes no
+  /// more than 16 MiB before it is refused.
+  static constexpr std::uint64_t max_directory_bytes = std::uint64_t{4} << 20U;
+  static constexpr std::uint64_t max_entries = 32'768;
   /// What deflate can give for a byte at most: 258 bytes for two bits.
   static constexpr std::uint64_t max_deflate_ratio = 1032;
 
@@ -139,6 +144,10 @@ class zip_directory_parser {
       fail("the zip's directory is said to have " + std::to_string(place.entries) +
            " entries, but only " + std::to_string(place.bytes) + " bytes");
     }
+    if (place.entries > max_entries) {
+      fail("the zip's directory is said to have " + std::to_string(place.entries) +
+           " entries, more than the " + std::to_string(max_entries) + " that are allowed");
+    }
     return place;
   }
 
@@ -153,9 +162,10 @@ class zip_directory_parser {
     return {record.u64(48), record.u64(40), record.u64(32)};
   }
 
-  void read_directory(std::span<const std::byte> directory, const directory_place& place) {
-    members_.reserve(static_cast<std::size_t>(place.entries));
-    while (members_.size() < place.entries) {
+  void read_directory(const std::vector<std::byte>& bytes) {
+    std::span<const std::byte> directory = bytes;
+    members_.reserve(static_cast<std::size_t>(place_.entries));
+    while (members_.size() < place_.entries) {
       if (directory.size() < entry_bytes)
         fail("the zip's directory ends in the middle of an entry");
       const little_endian_reader entry(directory);
@@ -270,24 +280,27 @@ class zip_directory_parser {
       differ("method");
     }
     if ((header.u16(6) & encrypted_flag) != 0) fail(member.name, "it is encrypted");
-    // A writer that could not go back left the sizes for behind the bytes.
-    if ((header.u16(6) & sizes_follow_flag) != 0) return;
     std::uint64_t stored_bytes = header.u32(18);
     std::uint64_t bytes = header.u32(22);
     std::uint64_t no_offset = 0;
     read_extra64(rest.subspan(name_bytes), member.name, {&bytes, &stored_bytes, &no_offset});
-    if (stored_bytes != member.stored_bytes || bytes != member.bytes) differ("size");
-    if (header.u32(14) != member.crc32) differ("CRC-32");
+    // A writer that could not go back left the numbers for behind the bytes, and zeros here.
+    const bool may_be_zero = (header.u16(6) & sizes_follow_flag) != 0;
+    const auto agrees = [may_be_zero](std::uint64_t local, std::uint64_t central) {
+      return local == central || (may_be_zero && local == 0);
+    };
+    if (!agrees(stored_bytes, member.stored_bytes) || !agrees(bytes, member.bytes)) differ("size");
+    if (!agrees(header.u32(14), member.crc32)) differ("CRC-32");
   }
 
-  void check_overlaps(std::uint64_t directory_offset) const {
+  void check_overlaps() const {
     std::vector<std::size_t> order = by_name_;
     std::ranges::sort(order, {}, [this](std::size_t i) { return headers_[i]; });
     for (std::size_t i = 0; i < order.size(); ++i) {
       const zip_member& member = members_[order[i]];
       const std::uint64_t end = member.data_offset + member.stored_bytes;
       const bool last = i + 1 == order.size();
-      if (end > (last ? directory_offset : headers_[order[i + 1]])) {
+      if (end > (last ? place_.offset : headers_[order[i + 1]])) {
         fail(member.name,
              "it overlaps " + (last ? "the zip's directory"
                                     : "member " + in_quotes(members_[order[i + 1]].name)));
@@ -296,6 +309,7 @@ class zip_directory_parser {
   }
 
   const input_file& file_;
+  const directory_place place_;
   std::vector<zip_member> members_;
   std::vector<std::uint64_t> headers_;  // offsets of the members' local headers
   std::vector<std::size_t> by_name_;    // indices of `members_`
@@ -316,6 +330,7 @@ class zip_archive {
   /// `format_error`.
   explicit zip_archive(const input_file& file) {
     detail::zip_directory_parser parser(file);
+    parser.check_members();
     members_ = parser.take_members();
     by_name_ = parser.take_order();
   }
@@ -330,11 +345,26 @@ class zip_archive {
     return at != by_name_.end() && members_[*at].name == name ? &members_[*at] : nullptr;
   }
 
+  /// The members' names by the directory alone, for who only wants to know whose a zip is. Throws as
+  /// the constructor does.
+  [[nodiscard]] static std::vector<std::string> names(const input_file& file) {
+    std::vector<std::string> names;
+    for (zip_member& member : detail::zip_directory_parser(file).take_members()) {
+      names.push_back(std::move(member.name));
+    }
+    return names;
+  }
+
   /// Whether a file begins like a zip archive: with a member or, where there is none, the end.
   [[nodiscard]] static bool matches(std::span<const std::byte> head) noexcept {
     if (head.size() < 4) return false;
-    const auto signature = detail::load_little_endian<std::uint32_t>(head);
-    return signature == detail::zip_local_signature || signature == detail::zip_end_signature;
+    const detail::little_endian_reader header(head);
+    if (header.u32(0) == detail::zip_end_signature) return true;
+    // A safetensors file begins so too if its header has 67,324,752 bytes. There the text stands
+    // where a zip has the number of its method, none of which has a second byte.
+    constexpr std::size_t method_offset = 8;
+    return header.u32(0) == detail::zip_local_signature &&
+           (head.size() < method_offset + 2 || header.u16(method_offset) <= 0xFF);
   }
 
  private:
