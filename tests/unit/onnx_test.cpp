@@ -316,8 +316,8 @@ TEST_CASE("counts that no real model has are refused") {
   };
   std::string many;
   SUBCASE("initializers") {
-    for (int i = 0; i <= 100'000; ++i) many += initializer(number(2, 8));
-    CHECK(message(model(many)).find("more than the 100000 initializers that are allowed") !=
+    for (int i = 0; i <= 20'000; ++i) many += initializer(number(2, 8));
+    CHECK(message(model(many)).find("more than the 20000 initializers that are allowed") !=
           std::string::npos);
   }
   SUBCASE("pieces of data") {
@@ -327,8 +327,26 @@ TEST_CASE("counts that no real model has are refused") {
           std::string::npos);
   }
   SUBCASE("metadata") {
-    for (int i = 0; i <= 100'000; ++i) many += bytes(14, "");
-    CHECK(message(model("", many)).find("more than the 100000 metadata entries") !=
+    for (int i = 0; i <= 10'000; ++i) many += bytes(14, "");
+    CHECK(message(model("", many)).find("more than the 10000 metadata entries") !=
+          std::string::npos);
+  }
+  SUBCASE("long metadata") {
+    for (int i = 0; i < 65; ++i) many += bytes(14, bytes(2, std::string(65'000, 'x')));
+    CHECK(message(model("", many))
+              .find("with a text of 65000 bytes the names and the metadata have 4225000, more than "
+                    "the 4194304 that are allowed") != std::string::npos);
+  }
+  SUBCASE("long names") {
+    for (int i = 0; i < 65; ++i)
+      many += initializer(bytes(8, std::string(65'000, 'x')) + number(2, 8));
+    CHECK(message(model(many)).find("the names and the metadata have 4225000, more than") !=
+          std::string::npos);
+  }
+  SUBCASE("dims") {
+    const std::string wide = bytes(1, std::string(64, '\1')) + number(2, 8);
+    for (int i = 0; i < 2'049; ++i) many += initializer(wide);
+    CHECK(message(model(many)).find("more than the 131072 dims in all that are allowed") !=
           std::string::npos);
   }
   SUBCASE("files") {

@@ -32,12 +32,14 @@ namespace vggload {
 
 namespace detail {
 
-/// Limits on a header and what it may claim, all far above any real file's. Without the first one
-/// an array of empty strings in a hole of a sparse file could be walked for hours.
+/// Limits on a header and what it may claim, all far above any real file's, and such that it takes
+/// no more than 16 MiB before it is refused. Without the first one an array of empty strings in a
+/// hole of a sparse file could be walked for hours.
 inline constexpr std::uint64_t gguf_max_header_bytes = std::uint64_t{256} << 20U;
-inline constexpr std::uint64_t gguf_max_tensors = 100'000;
-inline constexpr std::uint64_t gguf_max_metadata = 100'000;
+inline constexpr std::uint64_t gguf_max_tensors = 20'000;
+inline constexpr std::uint64_t gguf_max_metadata = 10'000;
 inline constexpr std::uint64_t gguf_max_text_bytes = 65'535;  // of keys too, as the format says
+inline constexpr std::uint64_t gguf_max_kept_bytes = std::uint64_t{4} << 20U;  // of all texts
 inline constexpr unsigned gguf_max_array_depth = 8;
 inline constexpr std::uint32_t gguf_max_rank = 4;
 
@@ -118,6 +120,7 @@ class gguf_header_parser {
     for (std::uint64_t i = 0; i < metadata_count; ++i) parse_metadata();
     const std::string* twice = find_duplicate(keys_, std::identity());
     if (twice != nullptr) fail("the key " + in_quotes(*twice) + " occurs twice in the metadata");
+    entries.reserve(static_cast<std::size_t>(tensor_count));
     for (std::uint64_t i = 0; i < tensor_count; ++i) parse_tensor();
     twice =
         find_duplicate(entries, [](const entry& e) -> const std::string& { return e.info.name; });
@@ -172,6 +175,13 @@ class gguf_header_parser {
   [[nodiscard]] std::string text(std::uint64_t length, std::string_view what) {
     require(length, what);
     const auto count = static_cast<std::size_t>(length);
+    kept_bytes_ += length;
+    if (kept_bytes_ > gguf_max_kept_bytes) {
+      fail("at byte " + std::to_string(position_) + ": with " + std::string(what) + " of " +
+           std::to_string(length) + " bytes the names and texts have " +
+           std::to_string(kept_bytes_) + ", more than the " + std::to_string(gguf_max_kept_bytes) +
+           " that are allowed");
+    }
     position_ += length;
     return text_of(window_.from(position_ - length, count).first(count));
   }
@@ -290,6 +300,7 @@ class gguf_header_parser {
   const input_file& file_;
   file_window window_;
   std::uint64_t position_ = 0;
+  std::uint64_t kept_bytes_ = 0;  // of keys, names and values
   std::vector<std::string> keys_;
 };
 

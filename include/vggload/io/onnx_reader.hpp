@@ -37,9 +37,12 @@ namespace vggload {
 
 namespace detail {
 
-/// Limits on what a model may hold, all far above any real one's.
-inline constexpr std::size_t onnx_max_tensors = 100'000;
-inline constexpr std::size_t onnx_max_metadata = 100'000;
+/// Limits on what a model may hold, all far above any real one's, and such that it takes no more
+/// than 16 MiB before it is refused.
+inline constexpr std::size_t onnx_max_tensors = 20'000;
+inline constexpr std::uint64_t onnx_max_dims = 131'072;  // of all tensors
+inline constexpr std::size_t onnx_max_metadata = 10'000;
+inline constexpr std::uint64_t onnx_max_kept_bytes = std::uint64_t{4} << 20U;  // of all texts
 inline constexpr std::size_t onnx_max_pieces = 100'000;  // of typed data, in the whole model
 inline constexpr std::size_t onnx_max_external_files = 512;
 inline constexpr std::size_t onnx_max_rank = 64;  // as numpy has it
@@ -323,6 +326,18 @@ class onnx_model_parser {
     }
     return walker_.text(field);
   }
+  /// The same of what is kept while the file is open.
+  [[nodiscard]] std::string kept_text(const protobuf_field& field) {
+    std::string kept = text(field);
+    kept_bytes_ += kept.size();
+    if (kept_bytes_ > onnx_max_kept_bytes) {
+      fail_at(field, "with a text of " + std::to_string(kept.size()) +
+                         " bytes the names and the metadata have " + std::to_string(kept_bytes_) +
+                         ", more than the " + std::to_string(onnx_max_kept_bytes) +
+                         " that are allowed");
+    }
+    return kept;
+  }
   /// Enums and other 32-bit numbers are the low half of what is there.
   [[nodiscard]] std::int32_t number_32(const protobuf_field& field) const {
     require_number(field);
@@ -330,13 +345,17 @@ class onnx_model_parser {
   }
 
   /// A StringStringEntryProto.
-  [[nodiscard]] std::pair<std::string, std::string> parse_entry(const protobuf_field& entry) {
+  [[nodiscard]] std::pair<std::string, std::string> parse_entry(const protobuf_field& entry,
+                                                                bool kept) {
+    const auto read = [&](const protobuf_field& field) {
+      return kept ? kept_text(field) : text(field);
+    };
     require_message(entry);
     std::pair<std::string, std::string> key_and_value;
     for (std::uint64_t position = entry.begin; position < entry.end;) {
       const protobuf_field field = walker_.next(position, entry.end);
-      if (field.number == 1) key_and_value.first = text(field);
-      if (field.number == 2) key_and_value.second = text(field);
+      if (field.number == 1) key_and_value.first = read(field);
+      if (field.number == 2) key_and_value.second = read(field);
     }
     return key_and_value;
   }
@@ -348,7 +367,7 @@ class onnx_model_parser {
       fail("more than the " + std::to_string(onnx_max_metadata) +
            " metadata entries that are allowed");
     }
-    metadata.push_back(parse_entry(field));
+    metadata.push_back(parse_entry(field, true));
   }
 
   template <class OnTensor, class OnSparseTensor>
@@ -395,7 +414,7 @@ class onnx_model_parser {
         case onnx_field::dims: parse_dims(field, tensor.dims); break;
         case onnx_field::data_type: tensor.data_type = number_32(field); break;
         case onnx_field::segment: tensor.has_segment = true; break;
-        case onnx_field::name: tensor.name = text(field); break;
+        case onnx_field::name: tensor.name = kept_text(field); break;
         case onnx_field::raw_data:
           require_message(field);
           tensor.raw_data = {field.begin, field.end};
@@ -423,6 +442,10 @@ class onnx_model_parser {
         fail_at(field, "a tensor has more than the " + std::to_string(onnx_max_rank) +
                            " dims that are allowed");
       }
+      if (++dims_ > onnx_max_dims) {
+        fail_at(field, "the tensors have more than the " + std::to_string(onnx_max_dims) +
+                           " dims in all that are allowed");
+      }
       dims.push_back(dim);
     };
     if (field.type == protozero::pbf_wire_type::varint) {
@@ -436,7 +459,7 @@ class onnx_model_parser {
   }
 
   void parse_external_entry(const protobuf_field& field, onnx_tensor& tensor) {
-    auto entry = parse_entry(field);
+    auto entry = parse_entry(field, false);
     const std::string& key = entry.first;
     const auto set = [&](std::optional<std::string>& value) {
       if (value) fail_at(field, "external_data has the key " + in_quotes(key) + " twice");
@@ -495,6 +518,8 @@ class onnx_model_parser {
   protobuf_walker walker_;
   std::size_t tensors_ = 0;
   std::size_t pieces_ = 0;
+  std::uint64_t dims_ = 0;
+  std::uint64_t kept_bytes_ = 0;  // of names and metadata
 };
 
 /// Whether a relative name stays in its folder: no component is "..", no NUL cuts it.
