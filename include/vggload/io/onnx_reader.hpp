@@ -586,39 +586,48 @@ class onnx_reader {
 
   /// Whether a file is meant to be one. The format has no magic number, so this tries whether its
   /// outermost fields are those of a model, a version and a graph among them, to the end of the
-  /// file. A graph that is cut is one too, so that whoever opens it is told.
+  /// file; fields that are not known are passed over, as protobuf has it. A graph that is cut is one
+  /// too, so that whoever opens it is told.
   [[nodiscard]] static bool matches(const input_file& file, std::span<const std::byte> /*head*/) {
     using protozero::pbf_wire_type;
     constexpr std::size_t most_fields = 100'000;
     bool has_version = false;
     bool has_graph = false;
+    bool has_unknown = false;
     try {
       detail::protobuf_walker walker(file, 4096);
       std::uint64_t position = 0;
       for (std::size_t i = 0; position < file.size() && i < most_fields; ++i) {
         std::uint64_t behind_tag = position;
         const std::uint64_t tag = walker.varint(behind_tag, file.size());
-        switch (tag) {
-          case protozero::tag_and_type(1, pbf_wire_type::varint): has_version = true; break;
-          case protozero::tag_and_type(7, pbf_wire_type::length_delimited): has_graph = true; break;
-          case protozero::tag_and_type(2, pbf_wire_type::length_delimited):
-          case protozero::tag_and_type(3, pbf_wire_type::length_delimited):
-          case protozero::tag_and_type(4, pbf_wire_type::length_delimited):
-          case protozero::tag_and_type(5, pbf_wire_type::varint):
-          case protozero::tag_and_type(6, pbf_wire_type::length_delimited):
-          case protozero::tag_and_type(8, pbf_wire_type::length_delimited):
-          case protozero::tag_and_type(14, pbf_wire_type::length_delimited):
-          case protozero::tag_and_type(20, pbf_wire_type::length_delimited):
-          case protozero::tag_and_type(25, pbf_wire_type::length_delimited):
-          case protozero::tag_and_type(26, pbf_wire_type::length_delimited): break;
-          default: return false;
+        const auto type = static_cast<pbf_wire_type>(tag & 7U);
+        switch (tag >> 3U) {
+          case 1:
+          case 5:
+            if (type != pbf_wire_type::varint) return false;
+            has_version = has_version || tag >> 3U == 1;
+            break;
+          case 7: has_graph = true; [[fallthrough]];
+          case 2:
+          case 3:
+          case 4:
+          case 6:
+          case 8:
+          case 14:
+          case 20:
+          case 25:
+          case 26:
+            if (type != pbf_wire_type::length_delimited) return false;
+            break;
+          default: has_unknown = true;
         }
-        const std::uint64_t length = walker.varint(behind_tag, file.size());
-        const bool is_message = (tag & 7U) == 2;
-        if (is_message && !in_bounds(behind_tag, length, file.size())) {
-          return has_version && tag >> 3U == 7;
+        if (type == pbf_wire_type::length_delimited) {
+          const std::uint64_t length = walker.varint(behind_tag, file.size());
+          if (!in_bounds(behind_tag, length, file.size())) {
+            return has_version && !has_unknown && tag >> 3U == 7;
+          }
         }
-        position = behind_tag + (is_message ? length : 0);
+        (void)walker.next(position, file.size());
       }
     } catch (const error&) {
       return false;
