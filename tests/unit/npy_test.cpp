@@ -89,6 +89,10 @@ TEST_CASE("what an array of NumPy's must not be, each with its message") {
       refusal{"a type without size", npy(header("<f", "()"), 4), "descr '<f' is no type"},
       refusal{"text beyond all sums", npy(header("<U9223372036854775807", "()"), 4), "is no type"},
       refusal{"a list that does not end", npy("{'descr': [('a', '<f4')", 4), "a list does not end"},
+      refusal{"a field's name that does not end", npy("{'descr': [('a\\'", 4),
+              "a string does not end"},
+      refusal{"a field's name that ends in an escape", npy("{'descr': [('a\\", 4),
+              "a string does not end"},
       refusal{"too few bytes", npy(header("<f4", "(3,)"), 11),
               "F32 [3] needs 12 bytes, but 11 follow the header"},
       refusal{"too many bytes", npy(header("<f4", "(3,)"), 13), "needs 12 bytes, but 13 follow"},
@@ -127,6 +131,10 @@ TEST_CASE("what a header may be") {
   CHECK(shape_of(header("<f4", "(0, 18446744073709551615)"), 0) == shape{0, UINT64_MAX});
   CHECK(shape_of("{\"shape\":(2,),\"fortran_order\":False,\"descr\":\"=f4\"}", 8) == shape{2});
   CHECK(shape_of(header("|O", "(2,)"), 77) == shape{2});
+  // np.zeros(3, [("a\\b", "f4"), ("q'\"x", "f4"), ("ü\n", "f4")]), as np.save writes it.
+  CHECK(shape_of("{'descr': [('a\\\\b', '<f4'), ('q\\'\"x', '<f4'), ('\xFC\\n', '<f4')], "
+                 "'fortran_order': False, 'shape': (3,), }\n",
+                 36) == shape{3});
 }
 
 TEST_CASE("Fortran's order is told, not changed") {

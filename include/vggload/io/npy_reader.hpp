@@ -149,6 +149,19 @@ class npy_header_parser {
     header_.shape = shape(std::move(dims));
   }
 
+  /// Passes over a string whose value does not matter, so that it may have escapes.
+  void skip_string() {
+    const char quote = peek();
+    for (++position_; position_ < text_.size(); ++position_) {
+      if (text_[position_] == quote) {
+        ++position_;
+        return;
+      }
+      if (text_[position_] == '\\') ++position_;
+    }
+    fail("a string does not end");
+  }
+
   /// A list of fields: a record. It can be listed, but its size is not worked out.
   void skip_record() {
     std::size_t depth = 0;
@@ -156,7 +169,7 @@ class npy_header_parser {
       const char c = peek();
       if (c == '\0') fail("a list does not end");
       if (c == '\'' || c == '"') {
-        parse_string();
+        skip_string();
         continue;
       }
       if (c == '[' || c == '(') ++depth;
