@@ -33,8 +33,12 @@ void print_json(const vggload::checkpoint& file, const std::vector<std::string>&
     if (!digests[i].empty()) entry["crc32"] = digests[i];
     tensors.push_back(std::move(entry));
   }
-  const nlohmann::ordered_json report{
-      {"file", file.path()}, {"format", file.format()}, {"tensors", std::move(tensors)}};
+  nlohmann::ordered_json report{{"file", file.path()}, {"format", file.format()}};
+  // Which dict of a training checkpoint was taken for its state dict.
+  for (const auto& [key, value] : file.metadata()) {
+    if (file.format().starts_with("torch") && key == "state_dict") report["state_dict"] = value;
+  }
+  report["tensors"] = std::move(tensors);
   // A file's name need not be UTF-8.
   const auto text = report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
   std::printf("%s\n", text.c_str());

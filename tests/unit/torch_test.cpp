@@ -405,6 +405,19 @@ TEST_CASE("the state dict is found in a training checkpoint, and which one is sa
   CHECK(said(dict({text("state_dict"), "}", text("model"), inner})) == "x state_dict=model");
   CHECK(said(dict({text("x"), pair, text("model"), "K\x01"})) == "x ");
   CHECK(said(dict({text("x"), pair, text("model"), "}"})) == "x ");
+  // The most bytes win, however deep they are.
+  const std::string more = tensor(storage(2), 0, {2, 4}, {1, 0});
+  const std::string half = tensor(storage(2), 0, {1}, {1});
+  const std::string step = dict({text("step"), half});
+  CHECK(said(dict({text("model"), step, text("model_state_dict"), inner})) ==
+        "x state_dict=model_state_dict");
+  CHECK(said(dict({text("model_state_dict"), inner, text("state_dict"), step})) ==
+        "x state_dict=model_state_dict");
+  CHECK(said(dict({text("model"), dict({text("model_state_dict"), inner}), text("state_dict"),
+                   step})) == "x state_dict=model.model_state_dict");
+  // What a view repeats does not count.
+  CHECK(said(dict({text("model"), dict({text("y"), more}), text("state_dict"), inner})) ==
+        "x state_dict=state_dict");
   // What is no tensor is skipped, whatever its key.
   CHECK(said(dict({text("x"), pair, "K\x01", none, text("n"), "K\x01", text("f"),
                    "G" + number(0, 8), text("d"), inner, text("l"), list({pair}), text("s"),
@@ -448,6 +461,21 @@ TEST_CASE("forms of pickles that few writers use") {
     CHECK(names(shaped("K\x02", "\x8A" + number(0, 1))) == "w[2]");
     CHECK(names(shaped("M" + number(2, 2), "J" + number(0, 4))) == "w[2]");
     CHECK(names(shaped("\x8A\x02\x02" + number(0, 1), "K" + number(0, 1))) == "w[2]");
+  }
+  SUBCASE("sizes and strides that are lists, or a torch.Size") {
+    const auto shaped = [&](const std::string& size, const std::string& stride) {
+      return dict({text("w"),
+                   global("torch._utils._rebuild_tensor_v2") +
+                       tuple({storage(2), integer(0), size, stride, "\x89", ordered_dict}) + "R"});
+    };
+    const std::string size = global("torch.Size");
+    CHECK(names(shaped(size + counts({1, 2}) + "\x85R", counts({2, 1}))) == "w[1, 2]");
+    CHECK(names(shaped(size + list({integer(2)}) + "\x85R", counts({1}))) == "w[2]");
+    CHECK(names(shaped(size + ")\x85R", ")")) == "w[]");
+    CHECK(names(shaped(list({integer(1), integer(2)}),
+                       "]K\x02"
+                       "aK\x01"
+                       "a")) == "w[1, 2]");
   }
   SUBCASE("far places in the memo") {
     CHECK(names("}(" + text("a") + pair + "r" + number(1000, 4) + text("b") + "j" +
@@ -760,9 +788,10 @@ TEST_CASE("what a state dict and its tensors must not be, each with its message"
            "its keys are: '1', '2', '3', '4', '5', '6', '7', '8', ..."),
       root("no tensors in the nested dict",
            dict({text("state_dict"), dict({text("model"), dict({text("x"), none})})}),
-           "there are no tensors in 'state_dict', nor a dict of some"),
+           "there are no tensors in the dict, nor a dict of some under 'state_dict', 'model' or "
+           "'model_state_dict'; its keys are: 'state_dict'"),
       root("a nested dict that contains itself", "}q\x01(" + text("model") + "h\x01u",
-           "there are no tensors in 'model.model.model.model.model.model.model.model', nor"),
+           "there are no tensors in the dict, nor"),
       root("two nested dicts of one name",
            dict({text("model"), dict({text("x"), pair}), text("model"), dict({text("y"), pair})}),
            "the key 'model' occurs twice"),
@@ -821,8 +850,28 @@ TEST_CASE("what a state dict and its tensors must not be, each with its message"
           form),
       bad("an offset that is a text",
           rebuild + tuple({storage(2), text("0"), counts({2}), counts({1})}) + "R", form),
-      bad("a size that is a list",
-          rebuild + tuple({storage(2), integer(0), list({integer(2)}), counts({1})}) + "R", form),
+      bad("a size that is a list of texts",
+          rebuild + tuple({storage(2), integer(0), list({text("2")}), counts({1})}) + "R", form),
+      bad("a size that is a list of 65",
+          rebuild + tuple({storage(2), integer(0), list(parts(65, integer(1))), counts({1})}) + "R",
+          form),
+      bad("a size that is a dict",
+          rebuild + tuple({storage(2), integer(0), "}", counts({1})}) + "R", form),
+      bad("a size of nothing",
+          rebuild + tuple({storage(2), integer(0), global("torch.Size") + ")R", counts({1})}) + "R",
+          form),
+      bad("a size of a number",
+          rebuild +
+              tuple({storage(2), integer(0), global("torch.Size") + "K\x02\x85R", counts({1})}) +
+              "R",
+          form),
+      bad("a size that is a parameter",
+          rebuild +
+              tuple({storage(2), integer(0),
+                     global("torch._utils._rebuild_parameter") + counts({2}) + "\x85R",
+                     counts({1})}) +
+              "R",
+          form),
       bad("a size that is True",
           rebuild + tuple({storage(2), integer(0), "\x88\x85", counts({1})}) + "R", form),
       bad("a stride too many", tensor(storage(2), 0, {2}, {1, 1}), form),

@@ -85,6 +85,7 @@ enum class torch_global : std::uint8_t {
   tensor_class,       // () -> tensor, which a state (storage, offset, size, stride) fills
   storage_class,
   type,
+  size,   // ((...),) -> tuple
   other,  // in values that are skipped
 };
 
@@ -100,7 +101,7 @@ enum class torch_global : std::uint8_t {
       {"torch._utils._rebuild_tensor_v3", torch_global::rebuild_with_type},
       {"torch._utils._rebuild_parameter", torch_global::rebuild_parameter},
       {"torch.storage.UntypedStorage", torch_global::storage_class},  // uint8, the first type
-      {"torch.Size", torch_global::other},
+      {"torch.Size", torch_global::size},
       {"torch.per_tensor_affine", torch_global::other},
       {"torch.per_tensor_symmetric", torch_global::other},
       {"torch.per_channel_affine", torch_global::other},
@@ -288,22 +289,18 @@ class torch_reader {
 
   /// What a dict has of interest.
   struct dict_summary {
-    bool has_tensors = false;
+    std::size_t tensors = 0;
+    std::uint64_t bytes = 0;                              // that they have in their storages
     std::array<pickle_value, nested_keys.size()> nested;  // absent, or a dict
-    std::string keys;                                     // for a message
   };
   [[nodiscard]] dict_summary summarize(const pickle& saved, const pickle_value& dict) const {
-    constexpr std::size_t most_keys = 8;
     dict_summary summary;
-    std::size_t keys = 0;
     saved.for_each_entry(dict, [&](const pickle_value& key, const pickle_value& value) {
-      summary.has_tensors |= is_tensor(saved, value);
-      if (!key.is(pickle_kind::text)) return;
-      if (++keys <= most_keys) {
-        summary.keys += (keys == 1 ? "" : ", ") + in_quotes(saved.text(key));
-      } else if (keys == most_keys + 1) {
-        summary.keys += ", ...";
+      // Of too many the bytes do not matter any more.
+      if (is_tensor(saved, value) && ++summary.tensors <= max_tensors) {
+        summary.bytes = checked_add(summary.bytes, stored_bytes(saved, value)).value_or(UINT64_MAX);
       }
+      if (!key.is(pickle_kind::text)) return;
       const auto known = std::ranges::find(nested_keys, saved.text(key));
       if (known == nested_keys.end() || !value.is(pickle_kind::dict)) return;
       pickle_value& nested = summary.nested[static_cast<std::size_t>(known - nested_keys.begin())];
@@ -312,45 +309,77 @@ class torch_reader {
     });
     return summary;
   }
+  /// 0 for what is no tensor of PyTorch's.
+  [[nodiscard]] static std::uint64_t stored_bytes(const pickle& saved, const pickle_value& tensor) {
+    const auto parts = parts_of(saved, tensor);
+    if (!parts) return 0;
+    const auto elements = shape(parts->size).elements();
+    const auto bytes = elements ? checked_multiply(*elements, parts->type->bytes) : std::nullopt;
+    return std::min(bytes.value_or(UINT64_MAX), parts->storage.bytes().value_or(UINT64_MAX));
+  }
+
+  /// A dict of tensors, and where it was found: "model.state_dict".
+  struct found_dict {
+    pickle_value dict;
+    std::string path;
+    std::uint64_t bytes;
+  };
+  /// Of the dicts under the known keys, whatever stands beside them, the one whose tensors have the
+  /// most bytes; of equal ones the first in the order of the keys. Where none of these has a tensor,
+  /// the dict itself, or nothing. `seen`: those that were looked at, as a dict may contain itself.
+  [[nodiscard]] std::optional<found_dict> largest_dict(const pickle& saved,
+                                                       const pickle_value& dict, std::string path,
+                                                       std::vector<std::uint64_t>& seen) const {
+    constexpr std::size_t most_dicts = 64;
+    if (seen.size() == most_dicts || std::ranges::find(seen, dict.number) != seen.end()) return {};
+    seen.push_back(dict.number);
+    const dict_summary summary = summarize(saved, dict);
+    std::optional<found_dict> largest;
+    for (std::size_t i = 0; i < nested_keys.size(); ++i) {
+      if (summary.nested[i].is(pickle_kind::absent)) continue;
+      std::string inner_path = path + (path.empty() ? "" : ".") + std::string(nested_keys[i]);
+      auto inner = largest_dict(saved, summary.nested[i], std::move(inner_path), seen);
+      if (inner && (!largest || inner->bytes > largest->bytes)) largest = std::move(inner);
+    }
+    if (summary.tensors > 0 && !largest) {
+      largest = {dict, std::move(path), summary.bytes};
+    }
+    return largest;
+  }
 
   /// The dict of tensors: the root, or the one that a training checkpoint has it in.
   [[nodiscard]] pickle_value find_state_dict(const pickle& saved) {
-    pickle_value dict = saved.root();
-    if (is_tensor(saved, dict)) fail("it holds a lone tensor, which has no name, not a state dict");
-    if (!dict.is(pickle_kind::dict)) {
+    const pickle_value root = saved.root();
+    if (is_tensor(saved, root)) fail("it holds a lone tensor, which has no name, not a state dict");
+    if (!root.is(pickle_kind::dict)) {
       fail(std::string("it holds ") +
-           (dict.is(pickle_kind::list)    ? "a list"
-            : dict.is(pickle_kind::tuple) ? "a tuple"
+           (root.is(pickle_kind::list)    ? "a list"
+            : root.is(pickle_kind::tuple) ? "a tuple"
                                           : "a single value") +
            ", not a state dict");
     }
-    dict_summary summary = summarize(saved, dict);
-    std::string path;
-    // A dict may contain itself, so this is no endless loop.
-    for (std::size_t depth = 0; depth < 8; ++depth) {
-      bool deeper = false;
-      for (std::size_t i = 0; i < nested_keys.size() && !deeper; ++i) {
-        if (summary.nested[i].is(pickle_kind::absent)) continue;
-        dict_summary inner = summarize(saved, summary.nested[i]);
-        deeper = inner.has_tensors || std::ranges::any_of(inner.nested, [](const auto& value) {
-                   return !value.is(pickle_kind::absent);
-                 });
-        if (!deeper) continue;
-        dict = summary.nested[i];
-        summary = std::move(inner);
-        if (!path.empty()) path += '.';
-        path += nested_keys[i];
-      }
-      if (!deeper) break;
-    }
-    if (!summary.has_tensors) {
+    std::vector<std::uint64_t> seen;
+    auto found = largest_dict(saved, root, "", seen);
+    if (!found) {
       fail(
-          "there are no tensors in " + (path.empty() ? "the dict" : in_quotes(path)) +
-          ", nor a dict of some under 'state_dict', 'model' or 'model_state_dict'; its keys are: " +
-          (summary.keys.empty() ? "none" : summary.keys));
+          "there are no tensors in the dict, nor a dict of some under 'state_dict', 'model' or "
+          "'model_state_dict'; its keys are: " +
+          keys_of(saved, root));
     }
-    if (!path.empty()) metadata_.emplace_back("state_dict", std::move(path));
-    return dict;
+    if (!found->path.empty()) metadata_.emplace_back("state_dict", std::move(found->path));
+    return found->dict;
+  }
+  /// The first of them, for a message.
+  [[nodiscard]] static std::string keys_of(const pickle& saved, const pickle_value& dict) {
+    constexpr std::size_t most_keys = 8;
+    std::size_t count = 0;
+    std::string keys;
+    saved.for_each_entry(dict, [&](const pickle_value& key, const pickle_value&) {
+      if (!key.is(pickle_kind::text) || ++count > most_keys + 1) return;
+      keys += count == 1 ? "" : ", ";
+      keys += count > most_keys ? "..." : in_quotes(saved.text(key));
+    });
+    return count == 0 ? "none" : keys;
   }
 
   /// What a tensor is rebuilt from.
@@ -363,16 +392,33 @@ class torch_reader {
     std::string pending;  // what is still to be done to each element: "conj", "neg"
   };
 
-  [[nodiscard]] static std::optional<std::vector<std::uint64_t>> counts_of(
-      const pickle& saved, const pickle_value& tuple) {
-    if (!tuple.is(pickle_kind::tuple) || tuple.count > max_rank) return std::nullopt;
-    std::vector<std::uint64_t> counts;
-    counts.reserve(tuple.count);
-    for (const pickle_value& item : saved.items(tuple)) {
-      const auto count = count_of(item);
-      if (!count) return std::nullopt;
-      counts.push_back(*count);
+  /// Of a tuple, a list or a torch.Size.
+  [[nodiscard]] static std::optional<std::vector<std::uint64_t>> counts_of(const pickle& saved,
+                                                                           pickle_value value) {
+    if (value.is(pickle_kind::object)) {
+      const pickle_object object = saved.object(value);
+      if (torch_global_of(object.function) != torch_global::size || object.arguments.count != 1) {
+        return std::nullopt;
+      }
+      value = saved.items(object.arguments)[0];
     }
+    std::vector<std::uint64_t> counts;
+    bool good = true;
+    const auto add = [&](const pickle_value& item) {
+      const auto count = count_of(item);
+      good = good && count && counts.size() < max_rank;
+      if (good) counts.push_back(*count);
+    };
+    if (value.is(pickle_kind::tuple)) {
+      if (value.count > max_rank) return std::nullopt;
+      counts.reserve(value.count);
+      for (const pickle_value& item : saved.items(value)) add(item);
+    } else if (value.is(pickle_kind::list)) {
+      saved.for_each_item(value, add);
+    } else {
+      return std::nullopt;
+    }
+    if (!good) return std::nullopt;
     return counts;
   }
 
@@ -536,7 +582,9 @@ class torch_reader {
 /// tensors. Format: torch/serialization.py, `_save` and `_load`.
 ///
 /// The object is the state dict, or a training checkpoint that has it under "state_dict", "model"
-/// or "model_state_dict"; then metadata() has the entry "state_dict" with that key. What else is in
+/// or "model_state_dict", or under one of these in another; then metadata() has the entry
+/// "state_dict" with that key ("model.state_dict"). Of several such it is the one whose
+/// tensors have the most bytes. What else is in
 /// it is skipped. Nothing is executed, so an object of any other class than a tensor's is an error.
 /// A tensor whose elements follow each other in its storage is viewed in place where they do so in
 /// row- or column-major order (a transposed matrix). The payload of any other view, gathered where
