@@ -137,6 +137,16 @@ TEST_CASE("what a header may be") {
                  36) == shape{3});
 }
 
+TEST_CASE("more arrays than any real file has are refused") {
+  const test::temporary_folder folder;
+  std::vector<zip_record> records;
+  for (int i = 0; i <= 16'384; ++i)
+    records.push_back({.name = std::to_string(i) + ".npy", .stored = ""});
+  CHECK(message_of<format_error>([&] {
+          npz_reader(input_file(folder.write("file", zip(records))));
+        }).ends_with(": it has 16385 arrays, more than the 16384 that are allowed"));
+}
+
 TEST_CASE("Fortran's order is told, not changed") {
   const test::temporary_folder folder;
   const auto file = open(folder, npy(header("|u1", "(2, 3)", true), 6));

@@ -363,6 +363,15 @@ class npz_reader {
   /// Throws `io_error` and `format_error`.
   explicit npz_reader(input_file file) : file_(std::make_unique<mapped_file>(std::move(file))) {
     const zip_archive archive(file_->file());
+    const auto arrays = static_cast<std::size_t>(
+        std::ranges::count_if(archive.members(), is_array, &zip_member::name));
+    if (arrays > max_arrays) {
+      throw format_error(printable(path()) + ": it has " + std::to_string(arrays) +
+                         " arrays, more than the " + std::to_string(max_arrays) +
+                         " that are allowed");
+    }
+    tensors_.reserve(arrays);
+    arrays_.reserve(arrays);
     for (const zip_member& member : archive.members()) {
       if (is_array(member.name)) add(member);
     }
@@ -417,6 +426,8 @@ class npz_reader {
   };
 
   static constexpr std::string_view ending = ".npy";
+  /// Far above any real file's; as many take some 10 MiB.
+  static constexpr std::size_t max_arrays = 16'384;
 
   [[nodiscard]] static bool is_array(const std::string& name) { return name.ends_with(ending); }
 
