@@ -238,17 +238,22 @@ template <host_accessible_resource Resource>
   transfers.reserve(tensors.size());
   views.reserve(tensors.size());
   for (const loaded_tensor& tensor : tensors) {
-    const element_order order = source.tensors()[tensor.index].order;
+    const tensor_info& info = source.tensors()[tensor.index];
     if (tensor.mapped) {
-      views.emplace_back(tensor.type, *tensor.dims, *tensor.mapped, order);
+      views.emplace_back(tensor.type, *tensor.dims, *tensor.mapped, info.order);
       mapped_transfers.push_back({tensor.index, tensor.type, report.mapped_bytes});
       report.mapped_bytes += tensor.bytes;
       continue;
     }
-    const std::span<std::byte> place = memory.allocate(
-        source.tensors()[tensor.index].name, static_cast<std::size_t>(tensor.bytes), alignment);
+    const std::span<std::byte> place =
+        memory.allocate(info.name, static_cast<std::size_t>(tensor.bytes), alignment);
     transfers.push_back({tensor.index, tensor.type,
                          static_cast<std::uint64_t>(place.data() - memory.block().data())});
+    element_order order = info.order;
+    if (is_permuted(info)) {  // in an order that no view can tell: put into row-major on the way
+      transfers.back().axes = axes_of(info);
+      order = element_order::row_major;
+    }
     views.emplace_back(tensor.type, *tensor.dims, place, order);
   }
 
