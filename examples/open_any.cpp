@@ -20,7 +20,6 @@ namespace command {
 vggload::checkpoint open_any(const std::string& path) {
   // Else libhdf5 may complain, when the process ends, that it cannot close a damaged file.
   H5dont_atexit();
-  // ONNX has no magic number, but is strict; safetensors begins with any number.
   using readers =
       vggload::reader_list<vggload::torch_zip_reader, vggload::torch_legacy_reader,
                            vggload::hdf5_reader, vggload::keras_reader, vggload::npy_reader,

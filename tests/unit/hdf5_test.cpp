@@ -22,9 +22,12 @@
 
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
+#include <vggload/io/gguf_reader.hpp>
 #include <vggload/io/hdf5_reader.hpp>
 #include <vggload/io/input_file.hpp>
 #include <vggload/io/keras_reader.hpp>
+#include <vggload/io/npy_reader.hpp>
+#include <vggload/io/safetensors_reader.hpp>
 #include <vggload/load/checkpoint.hpp>
 
 #include "../support/check_fixture.hpp"
@@ -699,6 +702,59 @@ TEST_CASE("an HDF5 file is told by its signature, wherever that may be") {
   CHECK_FALSE(matches(std::string(1536, 'x') + signature));
   CHECK_FALSE(matches("x" + signature));
   CHECK_FALSE(hdf5_reader::matches(input_file(fixtures + "keras_model.keras"), {}));
+}
+
+TEST_CASE("an HDF5 file in another file's payload does not make it one") {
+  const test::temporary_folder folder;
+  // Behind its user block of 1024 bytes.
+  const std::string weights = test::read_file(fixtures + "user_block.h5").substr(1024);
+  const auto padded = [](std::string begin, std::size_t bytes) {
+    begin.resize(bytes, ' ');
+    return begin;
+  };
+  const auto check = [&](const std::string& bytes, std::string_view format) {
+    const std::string path = folder.write("f", bytes);
+    INFO(format);
+    CHECK(open_checkpoint<reader_list<hdf5_reader, keras_reader, npz_reader, gguf_reader,
+                                      npy_reader, safetensors_reader>>(path)
+              .format() == format);
+    CHECK(open_checkpoint<reader_list<safetensors_reader, npy_reader, npz_reader, gguf_reader,
+                                      keras_reader, hdf5_reader>>(path)
+              .format() == format);
+  };
+  const std::string size = std::to_string(weights.size());
+  std::string header = "{'descr': '|u1', 'fortran_order': False, 'shape': (" + size + ",), }";
+  header = padded(header, 512 - 11) + "\n";
+  check("\x93NUMPY\x01" + std::string(1, '\0') + number(header.size(), 2) + header + weights,
+        "npy");
+  header = padded(
+      R"({"a":{"dtype":"U8","shape":[)" + size + R"(],"data_offsets":[0,)" + size + "]}}", 512 - 8);
+  check(number(header.size(), 8) + header + weights, "safetensors");
+  for (const std::size_t at : {512U, 4096U}) {
+    const std::string name = "model.weights.h5";
+    const std::string begin =
+        test::zip({{.name = "x", .stored = ""}, {.name = name, .stored = ""}});
+    const std::size_t head_bytes = begin.find(name) + name.size();
+    const std::string zip = test::zip({{.name = "x", .stored = std::string(at - head_bytes, 'x')},
+                                       {.name = name, .stored = weights}});
+    REQUIRE(zip.find(weights) == at);
+    check(zip, "keras");
+  }
+  // No tensors, a text as metadata: "GGUF", version 3, and one entry that is a string.
+  const std::string key = number(1, 8) + "k" + number(8, 4);
+  const std::string gguf = "GGUF" + number(3, 4) + number(0, 8) + number(1, 8) + key;
+  const std::size_t pad = 512 - gguf.size() - 8;
+  check(gguf + number(pad + weights.size(), 8) + std::string(pad, 'x') + weights, "gguf");
+  // The first bytes of a pickle and of an ONNX file by torch.
+  for (const std::string& begin :
+       {std::string("\x80\x02}q\x01X"), std::string("\x08\x08\x12\x07pytorch")}) {
+    const std::string bytes = padded(begin, 512) + weights;
+    CHECK_FALSE(hdf5_reader::matches(input_file(folder.write("f", bytes)),
+                                     std::as_bytes(std::span(bytes)).first(64)));
+  }
+  // A user block of zeros could be the length of a safetensors header.
+  check(std::string(512, '\0') + weights, "hdf5");
+  check(padded("a text", 2048) + weights, "hdf5");
 }
 
 TEST_CASE("weights in a zip are found where they are stored") {

@@ -29,6 +29,7 @@
 #include <vggload/core/shape.hpp>
 #include <vggload/io/hdf5_object_check.hpp>
 #include <vggload/io/input_file.hpp>
+#include <vggload/io/little_endian.hpp>
 #include <vggload/io/mapped_file.hpp>
 #include <vggload/io/swap_bytes.hpp>
 #include <vggload/io/weight_reader.hpp>
@@ -95,6 +96,27 @@ template <class File>
     if (std::string_view(bytes.data(), bytes.size()) == signature) return offset;
   }
   return std::nullopt;
+}
+
+/// Whether a file begins as one of another format does, so that what looks like HDF5 further on is
+/// a part of its payload and not an HDF5 file behind a user block.
+template <class File>
+[[nodiscard]] bool begins_another_format(const File& file, std::span<const std::byte> head) {
+  const std::string begin = text_of(head);
+  const std::string_view text(begin);
+  for (const std::string_view magic : {"PK\3\4", "PK\5\6", "\x93NUMPY", "GGUF"}) {
+    if (text.starts_with(magic)) return true;
+  }
+  if (text.size() < 9) return false;
+  const auto at = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  // Pickles of protocol 2 to 5, as torch writes them.
+  if (at(0) == 0x80 && at(1) >= 2 && at(1) <= 5) return true;
+  // ONNX: its version, which comes first and is small, and then another field of a model.
+  constexpr std::string_view model_fields = "\x12\x1A\x22\x28\x32\x3A\x42\x72\xA2\xCA";
+  if (at(0) == 0x08 && at(1) < 0x20 && model_fields.find(text[2]) != model_fields.npos) return true;
+  // safetensors: the length of a header that is in the file and begins with a brace.
+  const std::uint64_t header_bytes = load_little_endian<std::uint64_t>(head);
+  return header_bytes > 0 && in_bounds(8, header_bytes, file.size()) && text[8] == '{';
 }
 
 /// What libhdf5 reads from. It copies this; what changes is behind a pointer.
@@ -919,9 +941,12 @@ class hdf5_reader : public detail::hdf5_reader_base {
   /// Throws `io_error` and `format_error`.
   explicit hdf5_reader(input_file file) : hdf5_reader_base{{0, file.size()}, std::move(file)} {}
 
-  /// Whether an HDF5 signature is where one may be: at 0, 512, 1024, 2048, ... Throws `io_error`.
-  [[nodiscard]] static bool matches(const input_file& file, std::span<const std::byte> /*head*/) {
-    return detail::find_hdf5_signature(file, {0, file.size()}).has_value();
+  /// Whether an HDF5 signature is where one may be: at 0 or, behind a user block, at 512, 1024, 2048,
+  /// ... Another format's first bytes are no user block: any payload may hold an HDF5 file. Throws
+  /// `io_error`.
+  [[nodiscard]] static bool matches(const input_file& file, std::span<const std::byte> head) {
+    return !detail::begins_another_format(file, head) &&
+           detail::find_hdf5_signature(file, {0, file.size()}).has_value();
   }
 
   [[nodiscard]] std::string_view format() const noexcept { return "hdf5"; }

@@ -112,12 +112,12 @@ static_assert(weight_reader<checkpoint>);
 
 /// The readers that `open_checkpoint` may try, in this order. Each has `matches(file, head)`, which
 /// looks at a file's first bytes (up to 64) and further where these do not tell, and is made from
-/// an `input_file`.
+/// an `input_file`. Those of safetensors, which begins with a number that could be anything, come
+/// last wherever they stand; in what order the others stand makes no difference.
 template <class... Readers>
 struct reader_list {};
 
-/// The formats that need no further library. What tells by its first bytes comes first; safetensors
-/// begins with a number, which could be anything.
+/// The formats that need no further library.
 using default_readers = reader_list<torch_zip_reader, torch_legacy_reader, npy_reader, npz_reader,
                                     gguf_reader, safetensors_reader, sharded_safetensors_reader>;
 
@@ -138,6 +138,13 @@ namespace detail {
   return text;
 }
 
+template <class Reader>
+inline constexpr bool takes_any_start = false;
+template <>
+inline constexpr bool takes_any_start<safetensors_reader> = true;
+template <>
+inline constexpr bool takes_any_start<sharded_safetensors_reader> = true;
+
 template <class... Readers>
 [[nodiscard]] checkpoint open_with(reader_list<Readers...>, input_file file) {
   std::array<std::byte, 64> buffer;
@@ -145,12 +152,13 @@ template <class... Readers>
       static_cast<std::size_t>(std::min<std::uint64_t>(file.size(), buffer.size())));
   file.read_at(0, head);
   std::optional<checkpoint> opened;
-  const auto attempt = [&]<class Reader>(std::type_identity<Reader>) {
-    if (!Reader::matches(file, head)) return false;
+  const auto attempt = [&]<class Reader>(std::type_identity<Reader>, bool last) {
+    if (takes_any_start<Reader> != last || !Reader::matches(file, head)) return false;
     opened = checkpoint::from(Reader(std::move(file)));
     return true;
   };
-  if (!(attempt(std::type_identity<Readers>()) || ...)) {
+  if (!(attempt(std::type_identity<Readers>(), false) || ...) &&
+      !(attempt(std::type_identity<Readers>(), true) || ...)) {
     throw format_error(unknown_format(file, head));
   }
   return *std::move(opened);
