@@ -166,12 +166,14 @@ def write_h5_chunked(folder, tensors):
     return path
 
 
-def keras_model(tensors):
+def keras_model(tensors, named=True):
+    """`named`: after VGG16's layers, otherwise as Keras names them."""
     import keras
 
     model = keras.Sequential([keras.Input((224, 224, 3))])
     widths = [len(bias) for bias in tensors[1::2]]
     for index, name in enumerate(KERAS_LAYERS):
+        name = name if named else None
         if index < 13:
             model.add(keras.layers.Conv2D(widths[index], 3, padding="same", name=name))
             if index in (1, 3, 6, 9, 12):
@@ -197,8 +199,8 @@ def write_keras(folder, tensors):
 
 
 def write_keras_h5(folder, tensors):
-    """The whole model in the older format."""
-    model = keras_model(tensors)
+    """The whole model in the older format, whose attributes alone tell the layers."""
+    model = keras_model(tensors, named=False)
     model.compile(optimizer="sgd", loss="mse")
     model.save(folder / "model.h5")
     return folder / "model.h5"

@@ -757,6 +757,159 @@ TEST_CASE("an HDF5 file in another file's payload does not make it one") {
   check(padded("a text", 2048) + weights, "hdf5");
 }
 
+namespace {
+
+/// An attribute that is a list of texts of one length, or of any length each.
+void add_texts(hid_t object, const char* name, const std::vector<std::string>& texts,
+               std::size_t length = 0) {
+  const hid_t type = H5Tcopy(H5T_C_S1);
+  H5Tset_size(type, length == 0 ? H5T_VARIABLE : length);
+  const hsize_t count = texts.size();
+  const hid_t space = H5Screate_simple(1, &count, nullptr);
+  const hid_t attribute = H5Acreate2(object, name, type, space, H5P_DEFAULT, H5P_DEFAULT);
+  REQUIRE(attribute >= 0);
+  std::vector<const char*> pointers;
+  std::string fixed;
+  for (const std::string& text : texts) {
+    pointers.push_back(text.c_str());
+    fixed += text + std::string(length == 0 ? 0 : length - text.size(), '\0');
+  }
+  const void* data = fixed.data();
+  if (length == 0) data = pointers.data();
+  if (count > 0) REQUIRE(H5Awrite(attribute, type, data) >= 0);
+  H5Aclose(attribute);
+  H5Sclose(space);
+  H5Tclose(type);
+}
+
+/// Two layers and one without weights.
+void add_keras_file(hid_t f, const std::vector<std::string>& layers,
+                    const std::vector<std::string>& weights, std::size_t length) {
+  add_texts(f, "layer_names", layers, length);
+  add(f, "unlisted", {});
+  add_group(f, "a", [&](hid_t g) {
+    add(g, "k", {});
+    add(g, "b", {});
+    add_texts(g, "weight_names", weights, length);
+  });
+  add_group(f, "pool", [](hid_t g) { add_texts(g, "weight_names", {}); });
+  add_group(f, "c", [&](hid_t g) {
+    add(g, "k", {});
+    add_texts(g, "weight_names", {"k"}, length);
+  });
+}
+
+std::string list_in(const std::string& path) {
+  const hdf5_reader reader{input_file(path)};
+  return reader.metadata().empty() ? "none" : reader.metadata()[0].second;
+}
+
+}  // namespace
+
+TEST_CASE("the attributes of Keras' old format list its weights") {
+  CHECK(list_in(fixtures + "official_2016.h5") ==
+        "block1_conv1/block1_conv1_W_1:0\nblock1_conv1/block1_conv1_b_1:0\n\n"
+        "fc1/fc1_W_1:0\nfc1/fc1_b_1:0\n\n"
+        "predictions/predictions_W_1:0\npredictions/predictions_b_1:0\n");
+  const auto expected = [](const std::string& prefix) {
+    std::string text;
+    for (const std::string layer : {"block1_conv1", "fc1", "predictions"}) {
+      const std::string path = prefix + layer + "/" + layer;
+      text += (text.empty() ? "" : "\n") + path + "/kernel\n" + path + "/bias\n";
+    }
+    return text;
+  };
+  // Texts of one length, and of any length in a full model.
+  CHECK(list_in(fixtures + "keras_classic.h5") == expected(""));
+  CHECK(list_in(fixtures + "keras_model.h5") == expected("model_weights/"));
+  CHECK(list_in(fixtures + "keras.weights.h5") == "none");
+
+  const test::temporary_folder folder;
+  for (const H5F_libver_t oldest : {H5F_LIBVER_EARLIEST, H5F_LIBVER_V110}) {
+    const auto list = [&](const std::function<void(hid_t)>& fill) {
+      return list_in(write(folder, fill, oldest));
+    };
+    for (const std::size_t length : {0U, 9U}) {
+      CHECK(list([&](hid_t f) {
+              add_keras_file(f, {"c", "pool", "a"}, {"k", "b"}, length);
+            }) == "c/k\n\na/k\na/b\n");
+      // Whatever leads nowhere, out of its group, or to the same place twice.
+      const std::vector<std::vector<std::string>> wrong{
+          {"k", "x"}, {"../c/k"}, {"/c/k"}, {"k", "k"}, {"./k"}, {"k", ""}, {"../a/k", "b"}};
+      for (const auto& weights : wrong) {
+        CHECK(list([&](hid_t f) { add_keras_file(f, {"a", "c"}, weights, length); }) == "none");
+      }
+      for (const std::vector<std::string>& layers : std::vector<std::vector<std::string>>{
+               {"a", "x"}, {"a", "a"}, {"a", "unlisted"}, {"a", "."}, {"..", "a"}, {""}}) {
+        CHECK(list([&](hid_t f) { add_keras_file(f, layers, {"k"}, length); }) == "none");
+      }
+      // In parts; one that is missing.
+      const auto in_parts = [&](const char* last) {
+        return list([&](hid_t f) {
+          add_texts(f, "layer_names0", {"b"}, length);
+          add_texts(f, last, {"a"}, length);
+          for (const char* const name : {"a", "b"}) {
+            add_group(f, name, [&](hid_t g) {
+              add(g, "k", {});
+              add_texts(g, "weight_names", {"k"}, length);
+            });
+          }
+        });
+      };
+      CHECK(in_parts("layer_names1") == "b/k\n\na/k\n");
+      CHECK(in_parts("layer_names2") == "none");
+      CHECK(in_parts("layer_names") == "none");
+    }
+    CHECK(list([](hid_t f) {  // numbers
+            const hsize_t count = 3;
+            const hid_t space = H5Screate_simple(1, &count, nullptr);
+            H5Aclose(H5Acreate2(f, "layer_names", H5T_IEEE_F32LE, space, H5P_DEFAULT, H5P_DEFAULT));
+            H5Sclose(space);
+          }) == "none");
+    // A layer without the attribute.
+    CHECK(list([](hid_t f) {
+            add_texts(f, "layer_names", {"a"}, 5);
+            add_group(f, "a", [](hid_t g) { add(g, "k", {}); });
+          }) == "none");
+  }
+}
+
+TEST_CASE("lists of names that are damaged, or without end, do not count") {
+  const test::temporary_folder folder;
+  const std::string path = write(folder, [](hid_t f) {
+    add_keras_file(f, {"a", "c"}, {"k", "b"}, 0);
+  });
+  const std::string good = test::read_file(path);
+  CHECK(list_in(path) == "a/k\na/b\n\nc/k\n");
+  const std::size_t heap = good.find("GCOL");
+  REQUIRE(heap != std::string::npos);
+  for (const std::size_t at : {heap, heap + 8, heap + 16, heap + 24}) {
+    for (const std::uint64_t value :
+         {std::uint64_t{0}, std::uint64_t{1} << 40U, ~std::uint64_t{0}}) {
+      std::string damaged = good;
+      damaged.replace(at, 8, number(value, 8));
+      CHECK(list_in(folder.write("file", damaged)) == "none");
+    }
+  }
+  // 4000 times one text of 60,000 bytes.
+  const std::string long_name(60'000, 'n');
+  write(folder, [&](hid_t f) {
+    add_texts(f, "layer_names", std::vector<std::string>(4000, "n"));
+    add_texts(f, "text", {long_name});
+  });
+  std::string bytes = test::read_file(path);
+  const std::size_t text = bytes.find(long_name);
+  REQUIRE(text != std::string::npos);
+  const std::size_t its_heap = bytes.rfind("GCOL", text);
+  const std::string first = number(1, 4) + number(bytes.find("GCOL"), 8);
+  for (std::size_t at = 0; (at = bytes.find(first, at)) != std::string::npos; at += 16) {
+    bytes.replace(at, 16, number(60'000, 4) + number(its_heap, 8) + number(1, 4));
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  CHECK(list_in(folder.write("file", bytes)) == "none");
+  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(1));
+}
+
 TEST_CASE("weights in a zip are found where they are stored") {
   const test::temporary_folder folder;
   const auto head_of = [](const std::string& bytes) {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -195,6 +196,123 @@ TEST_CASE("what training leaves beside the weights is skipped, and named") {
   tensors.push_back(fake_reader::info("mask", dtype::boolean, {5, 5}));
   const auto bound = vgg16::bind(fake_reader(tensors));
   CHECK(bound.skipped == std::vector<std::size_t>{weights, weights + 1, weights + 2, weights + 3});
+}
+
+namespace {
+
+/// Tensors as a Keras file of the old format lists them: with the layers' weights in its metadata.
+class listing_reader : public fake_reader {
+ public:
+  explicit listing_reader(std::vector<tensor_info> tensors, const std::string& weights)
+      : fake_reader(std::move(tensors)), metadata_{{"keras_weights", weights}} {}
+  std::span<const metadata_entry> metadata() const { return metadata_; }
+
+ private:
+  std::vector<metadata_entry> metadata_;
+};
+
+/// Keras' weights under names of `layer` and `weight`, sorted as HDF5 files list them; and the list.
+std::pair<std::vector<tensor_info>, std::string> keras_file(bool include_top, const auto& name_of) {
+  auto tensors = test::vgg16_tensors("Keras", include_top, 10);
+  std::string list;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    tensors[i].name = name_of(i / 2, i % 2);
+    list += (i > 0 && i % 2 == 0 ? "\n" : "") + tensors[i].name + "\n";
+  }
+  std::ranges::sort(tensors, {}, &tensor_info::name);
+  return {tensors, list};
+}
+
+}  // namespace
+
+TEST_CASE("the order in which a Keras file lists its weights counts, not their names") {
+  const auto numbered = [](const std::string& stem, std::size_t number) {
+    return number == 0 ? stem : stem + "_" + std::to_string(number);
+  };
+  const auto keras_2 = [&](std::size_t layer, std::size_t weight) {
+    return "model_weights/" +
+           (layer < 13 ? numbered("conv2d", layer + 40) : numbered("dense", layer - 13)) +
+           (weight == 0 ? "/kernel:0" : "/bias:0");
+  };
+  const auto keras_1 = [&](std::size_t layer, std::size_t weight) {
+    const std::string name = "convolution2d_" + std::to_string(layer);
+    return name + "/" + name + (weight == 0 ? "_W_2:0" : "_b_2:0");
+  };
+  const auto params = [&](std::size_t layer, std::size_t weight) {
+    return "layer_" + std::to_string(layer) + "/param_" + std::to_string(weight);
+  };
+  // Names that would say something else.
+  const auto wrong = [&](std::size_t layer, std::size_t weight) {
+    return std::string(vgg16::layers[15 - layer].name) + (weight == 0 ? "/bias" : "/kernel");
+  };
+  const auto check = [](bool include_top, const auto& name_of) {
+    auto [tensors, list] = keras_file(include_top, name_of);
+    tensors.push_back(fake_reader::info("zz/unlisted", dtype::f32, {3, 3}));
+    const listing_reader reader(tensors, list);
+    for (const bool with_top : {true, false}) {
+      if (with_top && !include_top) continue;
+      const auto bound = vgg16::bind(reader, with_top);
+      CHECK(bound.family == "Keras");
+      CHECK(bound.layout == vgg16::weight_layout::keras);
+      REQUIRE(bound.layers.size() == (with_top ? 16 : 13));
+      for (std::size_t i = 0; i < bound.layers.size(); ++i) {
+        CHECK(tensors[bound.layers[i].weight].name == name_of(i, 0));
+        CHECK(tensors[bound.layers[i].bias].name == name_of(i, 1));
+      }
+      CHECK(bound.skipped.size() == (include_top && !with_top ? 7 : 1));
+      CHECK(bound.skipped.back() == tensors.size() - 1);
+    }
+  };
+  for (const bool include_top : {true, false}) {
+    check(include_top, keras_2);
+    check(include_top, keras_1);
+    check(include_top, params);
+    check(include_top, wrong);
+  }
+}
+
+TEST_CASE("names count where the order of a Keras file's list says nothing") {
+  // A network within a network, whose last block alone is trained: its weights come first.
+  auto tensors = test::vgg16_tensors("Keras", false);
+  std::string list;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    tensors[i].name = "vgg16/" + tensors[i].name;
+  }
+  for (std::size_t i = 20; i < 26; ++i) list += tensors[i].name + "\n";
+  for (std::size_t i = 0; i < 20; ++i) list += tensors[i].name + "\n";
+  const auto nested = vgg16::bind(listing_reader(tensors, list), false);
+  for (std::size_t i = 0; i < 13; ++i) CHECK(nested.layers[i].weight == 2 * i);
+  // In a line: without names of VGG16's, all is in the network's order.
+  const auto in_a_line = [](std::size_t layer, std::size_t weight) {
+    return std::to_string(layer) + "/" + std::to_string(weight);
+  };
+  auto [plain, lines] = keras_file(false, in_a_line);
+  lines.clear();
+  for (std::size_t i = 0; i < 26; ++i) lines += in_a_line(i / 2, i % 2) + "\n";
+  CHECK(vgg16::bind(listing_reader(plain, lines), false).layers.size() == 13);
+  // A list of another file's names is none.
+  const auto torch = test::vgg16_tensors("torchvision", true);
+  CHECK(vgg16::bind(listing_reader(torch, "conv2d/kernel\nconv2d/bias\n")).family == "torchvision");
+  CHECK(vgg16::bind(listing_reader(torch, torch[0].name + "\n" + torch[0].name + "\n")).family ==
+        "torchvision");
+}
+
+TEST_CASE("a listed network that is no VGG16 is told what does not fit") {
+  const auto name_of = [](std::size_t layer, std::size_t weight) {
+    return "l" + std::to_string(10 + layer) + "/" + std::to_string(weight);
+  };
+  const auto [tensors, list] = keras_file(false, name_of);
+  const auto message = [](const auto& infos, const std::string& lines) {
+    return message_of<binding_error>([&] { (void)vgg16::bind(listing_reader(infos, lines)); });
+  };
+  CHECK(message(tensors, list) ==
+        "fake file: its tensors do not make a VGG16 in the order in which its attributes list them"
+        "; missing (6): 'fc1/kernel', 'fc1/bias', 'fc2/kernel', 'fc2/bias', 'predictions/kernel', "
+        "'predictions/bias'; the file has no top: load it without");
+  auto other = tensors;
+  other[0].shape = {3, 3, 1, 64};
+  CHECK(message(other, list).find("misshapen (1): 'l10/0' F32 [3, 3, 1, 64] where") !=
+        std::string::npos);
 }
 
 TEST_CASE("no classes at all is misshapen") {

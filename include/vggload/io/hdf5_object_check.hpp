@@ -3,12 +3,17 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
+#include <system_error>
+#include <utility>
 #include <vector>
 
 #include <vggload/core/checked.hpp>
@@ -61,6 +66,35 @@ class hdf5_object_check {
     return !found.names || check_names(*found.names);
   }
 
+  /// The texts of an object's attribute `name`, or of `name`0, `name`1, ... into which Keras splits
+  /// what is longer than a header's message may be. Nothing where there is no such attribute, or it
+  /// is not a list of texts, or its parts are not all there. Attributes outside the object's header
+  /// (more than 8, in files that are not of HDF5's oldest form) are not looked for. Takes what it
+  /// reads off `bytes_left`, and gives up where that is not enough. Throws `io_error`.
+  [[nodiscard]] std::optional<std::vector<std::string>> texts(std::uint64_t address,
+                                                              std::string_view name,
+                                                              std::uint64_t& bytes_left) const {
+    object found;
+    found.texts = text_lists{name, &bytes_left, {}, {}, {}, {}};
+    if (!check_header(address, found)) return std::nullopt;
+    auto& parts = found.texts->parts;
+    if (parts.empty()) return std::nullopt;
+    std::ranges::sort(parts, {}, &text_lists::part::number);
+    if (parts.front().number != text_lists::whole) {
+      for (std::size_t i = 0; i < parts.size(); ++i) {
+        if (parts[i].number != static_cast<std::int64_t>(i)) return std::nullopt;
+      }
+    } else if (parts.size() > 1) {
+      return std::nullopt;
+    }
+    std::vector<std::string> all;
+    for (auto& part : parts) {
+      if (!part.texts) return std::nullopt;
+      std::ranges::move(*part.texts, std::back_inserter(all));
+    }
+    return all;
+  }
+
  private:
   /// Where a block has its messages, and a message its parts.
   struct message_layout {
@@ -73,8 +107,24 @@ class hdf5_object_check {
     std::uint64_t address;
     std::uint64_t bytes;
   };
+  /// Attributes that are looked for.
+  struct text_lists {
+    static constexpr std::int64_t whole = -1;
+    struct part {
+      std::int64_t number;
+      std::optional<std::vector<std::string>> texts;  // none where they are none
+    };
+    std::string_view name;
+    std::uint64_t* bytes_left;
+    std::vector<part> parts;
+    // The heap that was last read, where texts of any length are.
+    std::optional<std::uint64_t> heap_address;
+    std::vector<std::byte> heap;
+    std::vector<std::span<const std::byte>> heap_objects;
+  };
   /// What is gathered from all messages of an object.
   struct object {
+    std::optional<text_lists> texts = {};
     std::optional<std::uint64_t> rank = {};
     std::optional<std::uint64_t> chunk_rank = {};
     std::optional<std::uint64_t> type_bytes = {};  // of an element
@@ -147,6 +197,7 @@ class hdf5_object_check {
     for (std::size_t i = 0; i < blocks.size(); ++i) {
       if (blocks[i].bytes > bytes_left) return false;
       bytes_left -= blocks[i].bytes;
+      if (found.texts && !take(blocks[i].bytes, *found.texts)) return false;
       const auto bytes = bytes_at(blocks[i].address, blocks[i].bytes);
       std::span<const std::byte> messages = bytes;
       if (i > 0) {
@@ -208,6 +259,9 @@ class hdf5_object_check {
       case 0x06: return check_link(message);
       case 0x08: return check_layout(message, found);
       case 0x0B: return check_filters(message);
+      case 0x0C:
+        if (found.texts) add_texts(message, *found.texts);
+        return true;
       case 0x11:
         // Behind where its links are.
         return message.skip(8) && set(found.names, message.number(8));
@@ -348,6 +402,129 @@ class hdf5_object_check {
       if (!message.skip(4 * words)) return false;
     }
     return true;
+  }
+
+  [[nodiscard]] static bool take(std::uint64_t bytes, text_lists& lists) {
+    if (bytes > *lists.bytes_left) return false;
+    *lists.bytes_left -= bytes;
+    return true;
+  }
+
+  /// An attribute: its name, a type, a shape and the elements, IV.A.2.m.
+  void add_texts(body message, text_lists& lists) const {
+    const auto version = message.number(1);
+    const auto flags = message.number(1);
+    const auto name_bytes = message.number(2);
+    const auto type_bytes = message.number(2);
+    const auto space_bytes = message.number(2);
+    if (!space_bytes || version < 1U || version > 3U) return;
+    if (version == 3U && !message.skip(1)) return;  // the name's character set
+    const auto next = [&](std::uint64_t bytes) -> std::optional<body> {
+      if (!message.has(bytes)) return std::nullopt;
+      const body part(message.left().first(static_cast<std::size_t>(bytes)));
+      // Version 1 fills multiples of 8 bytes.
+      message.skip(std::min<std::uint64_t>(version == 1U ? (bytes + 7) / 8 * 8 : bytes,
+                                           message.left().size()));
+      return part;
+    };
+    const auto name = next(*name_bytes);
+    if (!name) return;
+    const std::string text = text_of(name->left());
+    std::string_view suffix(text.c_str());
+    if (!suffix.starts_with(lists.name)) return;
+    suffix.remove_prefix(lists.name.size());
+    text_lists::part part{text_lists::whole, {}};
+    if (!suffix.empty()) {
+      const auto end = suffix.data() + suffix.size();
+      const auto [rest, error] = std::from_chars(suffix.data(), end, part.number);
+      if (error != std::errc() || rest != end || part.number < 0) return;
+    }
+    const auto type = next(*type_bytes);
+    const auto space = next(*space_bytes);
+    // Types and shapes that are elsewhere have no place in such a list.
+    if (type && space && (version == 1U || flags == 0U)) {
+      part.texts = read_texts(*type, *space, message, lists);
+    }
+    lists.parts.push_back(std::move(part));
+  }
+
+  [[nodiscard]] std::optional<std::vector<std::string>> read_texts(body type, body space, body data,
+                                                                   text_lists& lists) const {
+    constexpr std::uint64_t most_texts = 32'768;
+    const auto version = space.number(1);
+    const auto rank = space.number(1);
+    if (!rank || *rank > 1 || !space.skip(version == 1U ? 5 : 1)) return std::nullopt;
+    constexpr unsigned no_element = 2;  // in version 2
+    const bool is_null = version == 2U && space.number(1) == no_element;
+    if (version != 2U && !space.skip(1)) return std::nullopt;
+    const auto count = *rank == 0 ? std::optional<std::uint64_t>(is_null ? 0 : 1) : space.number(8);
+    if (!count || *count > most_texts) return std::nullopt;
+    std::vector<std::string> texts;
+    // What has no element has any type: a list that is empty, Python's [], is one of float64.
+    if (*count == 0) return texts;
+
+    constexpr unsigned string = 3;
+    constexpr unsigned any_length = 9;
+    constexpr unsigned filled_with_blanks = 2;
+    const auto head = type.number(4);
+    const auto size = type.number(4);
+    if (!size || *size == 0) return std::nullopt;
+    const std::uint64_t kind = *head & 0x0FU;
+    const std::uint64_t filling = *head >> 8U & 0x0FU;
+    if (*size > data.left().size() / *count) return std::nullopt;
+    // Of any length: the text's length and where it is, in a heap.
+    if (kind != string && (kind != any_length || filling != 1 || *size != 16)) return std::nullopt;
+    for (std::uint64_t i = 0; i < *count; ++i) {
+      std::string text;
+      if (kind == string) {
+        text = text_of(data.left().first(static_cast<std::size_t>(*size)));
+        text.resize(std::min(text.find('\0'), text.size()));
+        if (filling == filled_with_blanks) text.resize(text.find_last_not_of(' ') + 1);
+        data.skip(*size);
+      } else {
+        const auto bytes = data.number(4);
+        const auto heap = data.number(8);
+        const auto index = data.number(4);
+        const auto stored = heap_object(*heap, *index, lists);
+        if (*bytes > stored.size() || !take(*bytes, lists)) return std::nullopt;
+        text = text_of(stored.first(static_cast<std::size_t>(*bytes)));
+        text.resize(std::min(text.find('\0'), text.size()));
+      }
+      texts.push_back(std::move(text));
+    }
+    return texts;
+  }
+
+  /// A text in a global heap, III.E; empty where there is none.
+  [[nodiscard]] std::span<const std::byte> heap_object(std::uint64_t address, std::uint64_t index,
+                                                       text_lists& lists) const {
+    if (lists.heap_address != address) {
+      lists.heap_address.reset();
+      lists.heap_objects.clear();
+      const auto head = bytes_at(address, 16);
+      if (head.empty() || text_of(std::span(head).first(4)) != "GCOL") return {};
+      const std::uint64_t bytes = little_endian_reader(head).u64(8);
+      if (!take(bytes, lists)) return {};
+      lists.heap = bytes_at(address, bytes);
+      lists.heap_address = address;
+      body objects(lists.heap);
+      if (!objects.skip(16)) return {};
+      while (objects.has(16)) {
+        const auto number = objects.number(2);
+        objects.skip(6);
+        const auto size = objects.number(8);
+        // The free rest has no number.
+        if (*number == 0 || !objects.has(*size)) break;
+        if (lists.heap_objects.size() <= *number) {
+          lists.heap_objects.resize(static_cast<std::size_t>(*number) + 1);
+        }
+        lists.heap_objects[static_cast<std::size_t>(*number)] =
+            objects.left().first(static_cast<std::size_t>(*size));
+        objects.skip(std::min<std::uint64_t>((*size + 7) / 8 * 8, objects.left().size()));
+      }
+    }
+    if (index >= lists.heap_objects.size()) return {};
+    return lists.heap_objects[static_cast<std::size_t>(index)];
   }
 
   /// A heap's free places are a list in it; one that does not end fills the memory.

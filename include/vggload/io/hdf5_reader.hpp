@@ -9,6 +9,7 @@
 #include <exception>
 #include <functional>
 #include <limits>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -231,6 +232,7 @@ class hdf5_session {
     std::string path;
     list_group(root.get(), path, 0);
     sort_by_path();
+    list_keras_weights();
   }
   // libhdf5 has the address of what it reads from.
   hdf5_session(const hdf5_session&) = delete;
@@ -238,6 +240,7 @@ class hdf5_session {
 
   [[nodiscard]] const mapped_file& file() const noexcept { return file_; }
   [[nodiscard]] std::span<const tensor_info> tensors() const noexcept { return tensors_; }
+  [[nodiscard]] std::span<const metadata_entry> metadata() const noexcept { return metadata_; }
   /// Where the payload begins in the file, if it lies there as it is to be.
   [[nodiscard]] std::optional<std::uint64_t> offset_of(std::size_t tensor) const noexcept {
     return payloads_[tensor].big_endian ? std::nullopt : payloads_[tensor].offset;
@@ -368,6 +371,7 @@ class hdf5_session {
     if (!check.is_sound(*root)) {
       fail_header("the root group", *root);
     }
+    groups_.emplace("", *root);
   }
 
   void open_file() {
@@ -453,7 +457,9 @@ class hdf5_session {
     const hdf5_object object(
         check(H5Oopen(group, each.name.c_str(), H5P_DEFAULT), "object " + in_quotes(path)));
     switch (H5Iget_type(object.get())) {
-      case H5I_GROUP: return list_group(object.get(), path, depth + 1);
+      case H5I_GROUP:
+        groups_.emplace(path, each.address);
+        return list_group(object.get(), path, depth + 1);
       case H5I_DATASET: return list_dataset(object.get(), path);
       default: return;  // a named type
     }
@@ -684,6 +690,58 @@ class hdf5_session {
     payloads_ = std::move(payloads);
   }
 
+  /// Keras' old format says by attributes which datasets are weights, and in which order: of the
+  /// file or its group "model_weights" `layer_names`, and of each of these `weight_names`
+  /// (keras/src/legacy/saving/legacy_h5_format.py). Both count if each name is that of a group or
+  /// dataset here, once; otherwise the file is one like any other.
+  void list_keras_weights() {
+    for (const std::string_view prefix : {"", "model_weights"}) {
+      const auto group = groups_.find(prefix);
+      if (group == groups_.end()) continue;
+      if (auto list = keras_weights(prefix, group->second); list && !list->empty()) {
+        metadata_.emplace_back("keras_weights", *std::move(list));
+        return;
+      }
+    }
+  }
+
+  /// The datasets' names, a line each, and an empty line between layers.
+  [[nodiscard]] std::optional<std::string> keras_weights(std::string_view prefix,
+                                                         std::uint64_t group) const {
+    const hdf5_object_check check = object_check();
+    std::uint64_t bytes_left = 2 * hdf5_max_name_bytes;
+    const auto layers = check.texts(group, "layer_names", bytes_left);
+    if (!layers || has_duplicate(*layers)) return std::nullopt;
+    std::vector<bool> listed(tensors_.size());
+    std::string text;
+    for (const std::string& layer : *layers) {
+      std::string path(prefix);
+      if (!path.empty()) path += '/';
+      path += layer;
+      const auto found = groups_.find(path);
+      if (found == groups_.end()) return std::nullopt;
+      const auto weights = check.texts(found->second, "weight_names", bytes_left);
+      if (!weights) return std::nullopt;
+      if (!weights->empty() && !text.empty()) text += '\n';
+      for (const std::string& weight : *weights) {
+        const std::string name = path + '/' + weight;
+        const auto tensor = std::ranges::lower_bound(tensors_, name, {}, &tensor_info::name);
+        const auto index = static_cast<std::size_t>(tensor - tensors_.begin());
+        if (tensor == tensors_.end() || tensor->name != name || listed[index] ||
+            name.find('\n') != std::string::npos) {
+          return std::nullopt;
+        }
+        listed[index] = true;
+        text += name + '\n';
+      }
+    }
+    return text;
+  }
+  [[nodiscard]] static bool has_duplicate(std::vector<std::string> names) {
+    std::ranges::sort(names);
+    return std::ranges::adjacent_find(names) != names.end();
+  }
+
   /// A tensor stays open, for the chunks that are kept, until it is read to its end; some threads
   /// may each be in one of their own. The one asked for becomes the last of the list.
   [[nodiscard]] open_tensor& open(std::size_t tensor) {
@@ -870,7 +928,9 @@ class hdf5_session {
   hdf5_handle<H5Fclose> hdf5_;
   std::size_t links_ = 0;
   std::size_t name_bytes_ = 0;
+  std::map<std::string, std::uint64_t, std::less<>> groups_;  // paths and headers' addresses
   std::vector<tensor_info> tensors_;
+  std::vector<metadata_entry> metadata_;
   std::vector<payload> payloads_;
   std::vector<open_tensor> open_tensors_;
   std::vector<std::byte> packed_;  // a chunk on its way
@@ -885,7 +945,11 @@ class hdf5_reader_base {
   [[nodiscard]] std::span<const tensor_info> tensors() const noexcept {
     return session_->tensors();
   }
-  [[nodiscard]] std::span<const metadata_entry> metadata() const noexcept { return {}; }
+  /// `keras_weights` where the attributes of Keras' old format say which datasets are weights: their
+  /// names in the order of the layers, a line each and an empty line between two layers.
+  [[nodiscard]] std::span<const metadata_entry> metadata() const noexcept {
+    return session_->metadata();
+  }
 
   void read(std::size_t tensor, std::uint64_t offset, std::span<std::byte> out) const {
     check_window(path(), tensors()[tensor], offset, out.size());
@@ -932,6 +996,8 @@ class hdf5_reader_base {
 ///   others are gathered or unpacked by it; all readers of a process then wait for each other, and
 ///   so they do for opening and closing. An application that calls libhdf5 itself, from another
 ///   thread meanwhile, needs one that is built for threads (H5_HAVE_THREADSAFE).
+/// - Keras' old format lists a network's weights in attributes; so does then `metadata()`, with the
+///   entry `keras_weights`.
 /// - Refused (`format_error`) are links other than hard ones, datasets in other files (external) or
 ///   in other datasets (virtual), groups in a circle, and payloads far larger than what is stored.
 ///

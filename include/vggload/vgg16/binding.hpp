@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
@@ -57,13 +59,61 @@ namespace detail {
   return {{out, in}, {out, in, 1, 1}};
 }
 
-/// The family of names that most of the tensors fit, or nullptr where none of them fits any.
-[[nodiscard]] inline const name_map* find_family(std::span<const tensor_info> tensors) {
+/// What a file's metadata says of the layers' weights: `keras_weights`, where the reader of a Keras
+/// file puts their names in the layers' order, a line each and an empty line between two layers.
+struct listed_weights {
+  std::vector<bool> has;           // for each tensor; empty where nothing is said
+  std::vector<std::size_t> order;  // of those that could be weights
+  bool in_pairs = true;            // each layer has two: its kernel and its bias
+};
+
+/// Nothing where a name is that of no tensor: metadata may come from another file, converted.
+[[nodiscard]] inline listed_weights find_listed(std::span<const tensor_info> tensors,
+                                                std::span<const metadata_entry> metadata) {
+  const auto entry = std::ranges::find(metadata, "keras_weights", &metadata_entry::first);
+  if (entry == metadata.end()) return {};
+  std::vector<std::size_t> by_name(tensors.size());
+  std::iota(by_name.begin(), by_name.end(), std::size_t{0});
+  const auto name = [tensors](std::size_t i) -> std::string_view { return tensors[i].name; };
+  std::ranges::sort(by_name, {}, name);
+  listed_weights listed{std::vector<bool>(tensors.size()), {}};
+  std::size_t in_layer = 0;
+  const auto end_layer = [&] {
+    listed.in_pairs = listed.in_pairs && (in_layer == 0 || in_layer == 2);
+    in_layer = 0;
+  };
+  std::string_view left = entry->second;
+  while (!left.empty()) {
+    const std::string_view line = left.substr(0, left.find('\n'));
+    left.remove_prefix(std::min(line.size() + 1, left.size()));
+    if (line.empty()) {
+      end_layer();
+      continue;
+    }
+    const auto found = std::ranges::lower_bound(by_name, line, {}, name);
+    if (found == by_name.end() || name(*found) != line || listed.has[*found]) return {};
+    listed.has[*found] = true;
+    // A layer may have counters and seeds, too.
+    if (!is_floating(tensors[*found].dtype)) continue;
+    listed.order.push_back(*found);
+    ++in_layer;
+  }
+  end_layer();
+  return listed;
+}
+
+/// The family of names that most of the tensors, or of those listed, fit, or nullptr where none of
+/// them fits any.
+[[nodiscard]] inline const name_map* find_family(std::span<const tensor_info> tensors,
+                                                 const listed_weights& listed = {}) {
   const name_map* best = nullptr;
   std::size_t most = 0;
   for (const name_map& map : name_maps) {
     std::size_t count = 0;
-    for (const tensor_info& info : tensors) count += find_slot(map, info.name) ? 1U : 0U;
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      if (!listed.has.empty() && !listed.has[i]) continue;
+      count += find_slot(map, tensors[i].name) ? 1U : 0U;
+    }
     if (count > most) {
       most = count;
       best = &map;
@@ -111,22 +161,79 @@ class complaint_list {
 
 class binder {
  public:
-  binder(std::string_view path, std::span<const tensor_info> tensors, bool include_top)
-      : path_(path), tensors_(tensors), include_top_(include_top) {}
+  binder(std::string_view path, std::span<const tensor_info> tensors,
+         std::span<const metadata_entry> metadata, bool include_top)
+      : path_(path),
+        tensors_(tensors),
+        listed_(find_listed(tensors, metadata)),
+        include_top_(include_top) {}
 
   [[nodiscard]] binding bind() {
-    map_ = find_family(tensors_);
+    find_slots();
     if (map_ == nullptr) throw binding_error(no_family());
     result_.family = map_->family;
     result_.layout = map_->layout;
-    assign_slots();
     set_classes();
     for (std::size_t i = 0; i < layer_count(include_top_); ++i) bind_layer(i);
     if (!missing_.empty() || !extra_.empty() || !misshapen_.empty()) fail();
     return std::move(result_);
   }
 
+  /// Whether the file has one of the dense layers. In place of `bind`, not beside it.
+  [[nodiscard]] bool has_top() {
+    find_slots();
+    return has_dense_layer();
+  }
+
  private:
+  /// Where a file lists its layers' weights, their order says what each of them is, whatever their
+  /// names. The names do if the order does not fit, and where a layer is a network in itself, whose
+  /// weights Keras puts in another order when some of them are frozen.
+  void find_slots() {
+    if (listed_.order.empty()) {
+      map_ = find_family(tensors_);
+    } else if (!listed_.in_pairs || !fits_in_order()) {
+      map_ = find_family(tensors_, listed_);
+    }
+    if (map_ != nullptr) return assign_by_name();
+    if (listed_.order.empty()) return;
+    map_ = &*std::ranges::find(name_maps, "Keras", &name_map::family);
+    by_order_ = true;
+    assign_by_order();
+  }
+
+  [[nodiscard]] bool fits_in_order() const {
+    if (listed_.order.size() > 2 * layers.size()) return false;
+    const std::size_t count = layer_count(include_top_);
+    if (listed_.order.size() < 2 * count) return false;
+    for (std::size_t i = 0; i < count; ++i) {
+      const shape& weight = tensors_[listed_.order[2 * i]].shape;
+      layer spec = layers[i];
+      if (i + 1 == layers.size() && weight.rank() == 2) {
+        spec.outputs = static_cast<std::uint32_t>(std::min<std::uint64_t>(weight[1], UINT32_MAX));
+      }
+      if (weight != weight_shapes(spec, weight_layout::keras).front()) return false;
+      if (tensors_[listed_.order[2 * i + 1]].shape != shape{spec.outputs}) return false;
+    }
+    return true;
+  }
+
+  void assign_by_order() {
+    std::vector<bool> used(tensors_.size());
+    for (std::size_t i = 0; i < listed_.order.size(); ++i) {
+      const std::size_t tensor = listed_.order[i];
+      if (i / 2 >= layers.size()) {
+        extra_.add(describe(tensors_[tensor]));
+        continue;
+      }
+      slots_[i / 2][i % 2] = tensor;
+      used[tensor] = i / 2 < layer_count(include_top_);
+    }
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      if (!used[i]) result_.skipped.push_back(i);
+    }
+  }
+
   [[nodiscard]] std::string no_family() const {
     std::string text = printable(path_) + ": none of its " + std::to_string(tensors_.size()) +
                        " tensors has a name of VGG16's (known are the names of";
@@ -140,12 +247,12 @@ class binder {
     return text;
   }
 
-  void assign_slots() {
+  void assign_by_name() {
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
       const tensor_info& info = tensors_[i];
       const auto slot = find_slot(*map_, info.name);
       if (!slot) {
-        if (is_no_weight(info)) {
+        if (is_no_weight(info) || (!listed_.has.empty() && !listed_.has[i])) {
           result_.skipped.push_back(i);
         } else {
           extra_.add(describe(info));
@@ -208,22 +315,26 @@ class binder {
 
   [[noreturn]] void fail() const {
     std::string text = printable(path_) + ": its tensors do not make a VGG16" +
-                       (include_top_ ? "" : " without top") + " under the names of " +
-                       std::string(map_->family);
+                       (include_top_ ? "" : " without top") +
+                       (by_order_ ? " in the order in which its attributes list them"
+                                  : " under the names of " + std::string(map_->family));
     missing_.append_to(text);
     extra_.append_to(text);
     misshapen_.append_to(text);
-    bool has_top = false;
-    for (std::size_t i = conv_layers; i < layers.size(); ++i) {
-      has_top = has_top || slots_[i][0] || slots_[i][1];
-    }
-    if (include_top_ && !has_top) text += "; the file has no top: load it without";
+    if (include_top_ && !has_dense_layer()) text += "; the file has no top: load it without";
     throw binding_error(text);
+  }
+
+  [[nodiscard]] bool has_dense_layer() const {
+    return std::any_of(slots_.begin() + conv_layers, slots_.end(),
+                       [](const auto& slots) { return slots[0] || slots[1]; });
   }
 
   std::string_view path_;
   std::span<const tensor_info> tensors_;
+  listed_weights listed_;
   bool include_top_;
+  bool by_order_ = false;
   const name_map* map_ = nullptr;
   std::array<std::array<std::optional<std::size_t>, 2>, layers.size()> slots_;
   complaint_list missing_{"missing"};
@@ -234,13 +345,14 @@ class binder {
 
 }  // namespace detail
 
-/// Finds VGG16's tensors among those of a file, under the names of the family that fits most of
-/// them. Without the top its tensors, where the file has them, are skipped; so is what training left
+/// Finds VGG16's tensors among those of a file: in the order in which a Keras file lists its layers'
+/// weights (the metadata `keras_weights`; what is not listed is skipped), whatever their names; or
+/// under the names of the family that fits most of them. Without the top its tensors, where the file has them, are skipped; so is what training left
 /// beside the weights: counters, integers, an optimizer's state. Any other tensor that is missing,
 /// extra, or misshapen throws one `binding_error` that lists all of them.
 template <weight_reader Reader>
 [[nodiscard]] binding bind(const Reader& reader, bool include_top = true) {
-  return detail::binder(reader.path(), reader.tensors(), include_top).bind();
+  return detail::binder(reader.path(), reader.tensors(), reader.metadata(), include_top).bind();
 }
 
 }  // namespace vggload::vgg16

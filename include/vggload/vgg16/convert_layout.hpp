@@ -70,11 +70,7 @@ inline constexpr std::uint64_t flat_channels = 512;
 
 /// Whether a file has one of the dense layers.
 [[nodiscard]] inline bool has_top(const checkpoint& source) {
-  const name_map* const map = find_family(source.tensors());
-  return map != nullptr && std::ranges::any_of(source.tensors(), [map](const tensor_info& info) {
-           const auto slot = find_slot(*map, info.name);
-           return slot && slot->layer >= conv_layers;
-         });
+  return binder(source.path(), source.tensors(), source.metadata(), true).has_top();
 }
 
 }  // namespace detail
