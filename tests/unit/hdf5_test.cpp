@@ -55,6 +55,7 @@ struct making {
   bool compact = false;
   bool growing = false;  // without a limit
   bool shuffled = false;
+  bool summed = false;  // with a checksum
   std::optional<float> fill = {};
   std::vector<float> values = {};
 };
@@ -65,6 +66,7 @@ hid_t make_dataset(hid_t file, const char* name, const making& what) {
   if (!what.chunk.empty()) H5Pset_chunk(creation, rank, what.chunk.data());
   if (what.shuffled) H5Pset_shuffle(creation);
   if (what.deflated) H5Pset_deflate(creation, 6);
+  if (what.summed) H5Pset_fletcher32(creation);
   if (what.fill) H5Pset_fill_value(creation, H5T_NATIVE_FLOAT, &*what.fill);
   if (what.compact) H5Pset_layout(creation, H5D_COMPACT);
   const dims_list limits(what.dims.size(), H5S_UNLIMITED);
@@ -565,7 +567,7 @@ TEST_CASE("contiguous payloads are shown in place, others are not") {
     CHECK_FALSE(reader.view(find(name)));
   }
   CHECK(reader.tensors()[find("gzip")].sequential);
-  CHECK_FALSE(reader.tensors()[find("chunks")].sequential);
+  CHECK(reader.tensors()[find("chunks")].sequential);
   CHECK_FALSE(reader.tensors()[find("contiguous")].sequential);
 
   const std::byte* const first = view->data();
@@ -605,6 +607,125 @@ TEST_CASE("a reading is a read of the same bytes, whatever the windows and the c
       }
     }
   }
+}
+
+TEST_CASE("chunks as tall as the tensor are unpacked once for each band of rows") {
+  // Rows of chunks of 8 MiB and, more than a band of 64 MiB holds, of 66 and 68 MiB.
+  const test::temporary_folder folder;
+  for (const dims_list& dims : {dims_list{2048, 1024}, {17408, 1000}, {2, 8704, 2048}}) {
+    const std::size_t rows = dims[dims.size() - 2];
+    const std::size_t columns = dims.back();
+    const std::size_t planes = dims.size() == 3 ? dims[0] : 1;
+    dims_list chunk(dims.size(), 2);
+    chunk[chunk.size() - 2] = rows;
+    chunk.back() = 16;
+    const std::vector<float> values = counted(planes * rows * columns);
+    for (const bool deflated : {false, true}) {
+      if (deflated && rows > 2048) continue;
+      INFO(rows);
+      INFO(deflated);
+      const std::string path = write(folder, [&](hid_t f) {
+        add(f, "a", {.dims = dims, .chunk = chunk, .deflated = deflated, .values = values});
+      });
+      const hdf5_reader reader{input_file(path)};
+      const auto whole = std::as_bytes(std::span(values));
+      std::vector<std::byte> window(std::size_t{256} << 10U);
+      const auto begin = std::chrono::steady_clock::now();
+      bool same = true;
+      for (std::size_t at = 0; at < whole.size(); at += window.size()) {
+        const auto part = std::span(window).first(std::min(window.size(), whole.size() - at));
+        reader.read(0, at, part);
+        same = same && std::ranges::equal(part, whole.subspan(at, part.size()));
+      }
+      CHECK(same);
+      CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(30));
+      reader.read(0, 4 * (columns * rows / 2 + 3), std::span(window).first(4000));
+      CHECK(std::memcmp(window.data(), &values[columns * rows / 2 + 3], 4000) == 0);
+    }
+  }
+}
+
+TEST_CASE("what was never written costs nothing, and what would cost much is refused") {
+  const test::temporary_folder folder;
+  const auto seconds = [&](const std::function<void(hid_t)>& fill) {
+    const std::string path = write(folder, fill);
+    const auto begin = std::chrono::steady_clock::now();
+    const hdf5_reader reader{input_file(path)};
+    for (std::size_t i = 0; i < reader.tensors().size(); ++i) {
+      const auto values = floats_of(reader, i);
+      CHECK(std::ranges::count(values, 2.5F) == static_cast<std::ptrdiff_t>(values.size()));
+    }
+    return std::chrono::steady_clock::now() - begin;
+  };
+  const making tiny{.dims = {1U << 18}, .chunk = {1}, .fill = 2.5F};
+  CHECK(seconds([&](hid_t f) {
+          for (unsigned i = 0; i < 16; ++i) add(f, std::to_string(i).c_str(), tiny);
+        }) < std::chrono::seconds(1));
+  const auto message = [&](const std::function<void(hid_t)>& fill) {
+    const std::string path = write(folder, fill);
+    const auto begin = std::chrono::steady_clock::now();
+    std::string text = message_of<format_error>([&] { hdf5_reader{input_file(path)}; });
+    CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(1));
+    return text;
+  };
+  CHECK(message([&](hid_t f) {
+          for (unsigned i = 0; i < 17; ++i) add(f, std::to_string(i).c_str(), tiny);
+        })
+            .ends_with("it and others have more than 16777216 bytes together, of which hardly any "
+                       "are stored"));
+  // One chunk of many was written.
+  CHECK(message([&](hid_t f) {
+          add_chunk(f, "a", tiny, std::string(4, 'x'));
+        }).find("tensor 'a': its chunks of [1] are, with those of others, more than 6") !=
+        std::string::npos);
+  // Columns of 1.5 GiB, all zeros.
+  CHECK(message([&](hid_t f) {
+          const making tall{.dims = {1U << 17, 3000}, .chunk = {1U << 17, 100}, .deflated = true};
+          const hid_t dataset = make_dataset(f, "a", tall);
+          const std::string zeros = zlib_of(std::string(std::size_t{100} << 19U, '\0'));
+          for (hsize_t column = 0; column < 3000; column += 100) {
+            const dims_list origin{0, column};
+            H5Dwrite_chunk(dataset, H5P_DEFAULT, 0, origin.data(), zeros.size(), zeros.data());
+          }
+          H5Dclose(dataset);
+        }).find("would have to be unpacked more than 16 times to read it row by row") !=
+        std::string::npos);
+}
+
+TEST_CASE("filters that are libhdf5's own, alone and together") {
+  const test::temporary_folder folder;
+  const std::vector<float> values = counted(60);
+  for (unsigned bits = 0; bits < 8; ++bits) {
+    making what{.dims = {6, 10}, .chunk = {4, 3}, .values = values};
+    what.shuffled = (bits & 1U) != 0;
+    what.deflated = (bits & 2U) != 0;
+    what.summed = (bits & 4U) != 0;
+    const std::string path = write(folder, [&](hid_t f) { add(f, "a", what); });
+    CHECK(floats_of(hdf5_reader(input_file(path)), 0) == values);
+  }
+  // Behind its checksum, the chunk is not what it was. By hand: the words 1, 2, 3, and 4 give 10
+  // and 1 + 3 + 6 + 10 = 20.
+  const making summed{.dims = {2}, .chunk = {2}, .summed = true};
+  const std::string words("\0\1\0\2\0\3\0\4", 8);
+  const auto read = [&](const std::string& chunk) {
+    const std::string path = write(folder, [&](hid_t f) { add_chunk(f, "a", summed, chunk); });
+    const hdf5_reader reader{input_file(path)};
+    std::string bytes(8, '\0');
+    try {
+      reader.read(0, 0, std::as_writable_bytes(std::span(bytes)));
+    } catch (const format_error& e) {
+      return std::string(e.what());
+    }
+    return bytes;
+  };
+  CHECK(read(words + number(20U << 16U | 10U, 4)) == words);
+  // As HDF5 1.6.2 wrote it.
+  CHECK(read(words + number(20U << 24U | 10U << 8U, 4)) == words);
+  CHECK(read(words + number(20U << 16U | 11U, 4))
+            .find("a chunk of 8 bytes does not have its "
+                  "checksum") != std::string::npos);
+  CHECK(read("xyz").find("a chunk of 3 bytes lacks its checksum") != std::string::npos);
+  CHECK(read(words + words + number(0, 4)).find("does not have its checksum") != std::string::npos);
 }
 
 TEST_CASE("a type that has a name is no tensor") {

@@ -212,11 +212,22 @@ inline constexpr std::size_t hdf5_max_name_bytes = std::size_t{8} << 20U;
 inline constexpr unsigned hdf5_max_depth = 64;
 /// A chunk is read as a whole.
 inline constexpr std::uint64_t hdf5_max_chunk_bytes = std::uint64_t{64} << 20U;
+/// Of a payload in chunks, as many rows are unpacked at a time as these hold: of the one that is
+/// read, and at least of each that is read beside it; and of all of them together.
+inline constexpr std::uint64_t hdf5_band_bytes = std::uint64_t{64} << 20U;
+inline constexpr std::uint64_t hdf5_least_band_bytes = std::uint64_t{8} << 20U;
+inline constexpr std::uint64_t hdf5_all_bands_bytes = std::uint64_t{128} << 20U;
+/// How often a chunk may be unpacked, as a band does not hold all of its rows.
+inline constexpr std::uint64_t hdf5_max_passes = 16;
+/// Chunks to look for, beside one for each four bytes of the file.
+inline constexpr std::uint64_t hdf5_few_chunks = 65'536;
 /// How many bytes of a payload may come from one that is stored, if the payload is not small:
 /// deflate gives 1032 at most. Without a filter only what was never written takes no space.
 inline constexpr std::uint64_t hdf5_max_deflate_ratio = 1100;
 inline constexpr std::uint64_t hdf5_max_ratio = 16;
 inline constexpr std::uint64_t hdf5_small_bytes = std::uint64_t{1} << 20U;
+/// And of all small ones together that are larger than that.
+inline constexpr std::uint64_t hdf5_all_small_bytes = std::uint64_t{16} << 20U;
 /// Big-endian elements that are read and turned around at a time.
 inline constexpr std::uint64_t hdf5_turned_elements = 4096;
 
@@ -248,53 +259,60 @@ class hdf5_session {
 
   /// A window of a payload that does not lie in the file as it is to be.
   void read(std::size_t tensor, std::uint64_t offset, std::span<std::byte> out) {
+    const payload& place = payloads_[tensor];
     const std::size_t element_bytes = bits_of(tensors_[tensor].dtype) / 8;
+    if (place.never_written) return fill_with(place.fill, element_bytes, offset, out);
+    if (place.offset) return read_turned(*place.offset, element_bytes, offset, out);
     const bool to_the_end = offset + out.size() == tensors_[tensor].bytes;
     open_tensor& from = open(tensor);
     while (!out.empty()) {
-      const position at = find(payloads_[tensor], offset / element_bytes);
-      const std::span<const std::byte> chunk = chunk_at(from, at);
-      const auto begin =
-          static_cast<std::size_t>(at.element * element_bytes + offset % element_bytes);
-      const auto end = static_cast<std::size_t>((at.element + at.count) * element_bytes);
-      const auto part = chunk.subspan(begin, std::min(end - begin, out.size()));
+      if (offset < from.begin || offset - from.begin >= from.band.size()) load_band(from, offset);
+      const auto left = std::span(from.band).subspan(static_cast<std::size_t>(offset - from.begin));
+      const auto part = left.first(std::min(left.size(), out.size()));
       std::memcpy(out.data(), part.data(), part.size());
       offset += part.size();
       out = out.subspan(part.size());
     }
-    if (to_the_end) open_tensors_.pop_back();
+    if (!to_the_end) return;
+    open_tensors_.pop_back();
+    if (open_tensors_.empty()) packed_ = unpacked_ = chunk_ = {};
   }
 
  private:
   using coordinates = std::array<hsize_t, H5S_MAX_RANK>;
 
+  /// How the rows of a payload in chunks are unpacked: so many of one axis at a time, all of the
+  /// axes behind it and one of those before.
+  struct band_plan {
+    std::size_t axis = 0;
+    std::uint64_t rows = 0;
+    std::uint64_t row_bytes = 0;
+    std::uint64_t passes = 0;  // so often a chunk is unpacked
+  };
+  struct used_filter {
+    H5Z_filter_t id;
+    std::uint32_t skipped_by;  // the bit of a chunk's mask
+  };
   /// Where a tensor's bytes come from.
   struct payload {
     std::optional<std::uint64_t> offset = {};  // in the file, if they lie there in one piece
     bool big_endian = false;
     bool chunked = false;
-    bool shuffled = false;
-    bool deflated = false;
-    // What is not shown in place is read by pieces: `chunk` of `dims`.
-    shape dims = {};
+    bool never_written = false;
+    std::array<std::byte, 8> fill = {};     // an element that was never written, little-endian
+    std::vector<used_filter> filters = {};  // in the order in which the writer used them
     shape chunk = {};
-    std::size_t kept_chunks = 1;
-  };
-  struct kept_chunk {
-    std::uint64_t number = std::numeric_limits<std::uint64_t>::max();
-    std::vector<std::byte> bytes = {};
+    [[nodiscard]] bool has(H5Z_filter_t id) const {
+      return std::ranges::find(filters, id, &used_filter::id) != filters.end();
+    }
   };
   struct open_tensor {
     std::size_t tensor;
     hdf5_dataset dataset;
-    std::vector<kept_chunk> kept;
-  };
-  /// An element in its chunk, and how many from it on lie one after the other there.
-  struct position {
-    std::uint64_t number;  // of the chunk
-    coordinates origin;    // of the chunk, in elements
-    std::uint64_t element;
-    std::uint64_t count;
+    band_plan plan;
+    // The bytes of the payload that are there.
+    std::uint64_t begin = 0;
+    std::vector<std::byte> band = {};
   };
   struct link {
     std::string name;
@@ -484,6 +502,7 @@ class hdf5_session {
     if (info.dtype != dtype::opaque) {
       place.big_endian = bits_of(info.dtype) > 8 && H5Tget_order(type.get()) == H5T_ORDER_BE;
       set_pieces(place, info, dataset, creation.get(), layout);
+      if (!place.offset) set_fill(place, info, creation.get(), type.get());
     }
     tensors_.push_back(std::move(info));
     payloads_.push_back(std::move(place));
@@ -569,8 +588,8 @@ class hdf5_session {
     return true;
   }
 
-  /// Elements behind other filters than those that h5py and Keras' users choose ("gzip", with or
-  /// without "shuffle") are opaque.
+  /// Elements behind other filters than those that h5py's users choose ("gzip", "shuffle",
+  /// "fletcher32") are opaque.
   void set_filters(payload& place, tensor_info& info, hid_t creation) {
     const int count = check_tensor(H5Pget_nfilters(creation), info.name);
     for (unsigned i = 0; i < static_cast<unsigned>(count) && info.dtype != dtype::opaque; ++i) {
@@ -582,10 +601,11 @@ class hdf5_session {
           check_tensor(H5Pget_filter2(creation, i, &flags, &value_count, &value, name.size() - 1,
                                       name.data(), nullptr),
                        info.name);
-      if (filter == H5Z_FILTER_SHUFFLE && i == 0 && value == bits_of(info.dtype) / 8) {
-        place.shuffled = true;
-      } else if (filter == H5Z_FILTER_DEFLATE && !place.deflated) {
-        place.deflated = true;
+      const bool known =
+          (filter == H5Z_FILTER_SHUFFLE && i == 0 && value == bits_of(info.dtype) / 8) ||
+          filter == H5Z_FILTER_DEFLATE || filter == H5Z_FILTER_FLETCHER32;
+      if (known && !place.has(filter)) {
+        place.filters.push_back({filter, std::uint32_t{1} << i});
       } else {
         info.foreign_dtype = std::string(name_of(info.dtype)) + " through filter " +
                              std::to_string(filter) + " (" + name.data() + ")";
@@ -625,21 +645,25 @@ class hdf5_session {
       place.offset = source_.place.offset + offset;
       if (!place.big_endian) return;
     }
-    place.dims = place.chunk = info.shape;
     place.chunked = layout == H5D_CHUNKED;
-    info.sequential = place.deflated;
-    const std::uint64_t ratio = place.deflated ? hdf5_max_deflate_ratio : hdf5_max_ratio;
+    place.chunk = info.shape;
+    const std::uint64_t ratio =
+        place.has(H5Z_FILTER_DEFLATE) ? hdf5_max_deflate_ratio : hdf5_max_ratio;
     const auto check_stored = [&](const char* what, const shape& value, std::uint64_t count) {
       if (count <= hdf5_small_bytes || count / ratio <= stored) return;
       fail(info.name, what + type_and_shape(value) + " has " + std::to_string(count) +
                           " bytes, but only " + std::to_string(stored) + " are stored");
     };
     check_stored("", info.shape, *bytes);
-    if (place.offset) {
-      const std::uint64_t elements = *bytes / (bits_of(info.dtype) / 8);
-      place.dims = shape{elements};
-      place.chunk = shape{std::min(elements, hdf5_turned_elements)};
-    } else if (place.chunked) {
+    if (*bytes / ratio > stored) small_bytes_ += *bytes;
+    if (small_bytes_ > hdf5_all_small_bytes) {
+      fail(info.name, "it and others have more than " + std::to_string(hdf5_all_small_bytes) +
+                          " bytes together, of which hardly any are stored");
+    }
+    if (place.offset) return;
+    place.never_written = layout == H5D_CONTIGUOUS || (place.chunked && stored == 0);
+    if (place.chunked) {
+      info.sequential = !place.never_written;
       coordinates dims;
       const int rank = check_tensor(H5Pget_chunk(creation, H5S_MAX_RANK, dims.data()), info.name);
       place.chunk = shape(std::vector<std::uint64_t>(dims.begin(), dims.begin() + rank));
@@ -651,24 +675,64 @@ class hdf5_session {
                             std::to_string(hdf5_max_chunk_bytes));
       }
       check_stored("a chunk of it, ", place.chunk, chunk_bytes);
-      place.kept_chunks = chunks_to_keep(place, chunk_bytes);
+      if (!place.never_written) check_cost(info, place);
     }
   }
 
-  /// As many chunks as one meets again who goes through the rows, so that each is unpacked once; or
-  /// as many of them as 8 MiB hold.
-  [[nodiscard]] static std::size_t chunks_to_keep(const payload& place, std::uint64_t chunk_bytes) {
-    const std::uint64_t most = std::max<std::uint64_t>(1, (std::uint64_t{8} << 20U) / chunk_bytes);
-    std::uint64_t count = 1;
-    const auto first = std::ranges::find_if(place.chunk.dims(), [](auto dim) { return dim > 1; });
-    for (auto i = static_cast<std::size_t>(first - place.chunk.dims().begin()) + 1;
-         i < place.dims.rank(); ++i) {
-      count = std::min(most, checked_multiply(count, chunks_along(place, i)).value_or(most));
+  /// Whether the payload can be read with some memory and in some time.
+  void check_cost(const tensor_info& info, const payload& place) {
+    std::optional<std::uint64_t> count = 1;
+    for (std::size_t axis = 0; axis < info.shape.rank() && count; ++axis) {
+      count = checked_multiply(*count, chunks_along(info, place, axis));
     }
-    return static_cast<std::size_t>(count);
+    // What is in the file takes some bytes there, if only of an index.
+    const std::uint64_t most = hdf5_few_chunks + source_.place.bytes / 4;
+    if (!count || *count > most - std::min(most, chunks_)) {
+      fail(info.name, "its chunks of " + to_string(place.chunk) +
+                          " are, with those of others, more than " + std::to_string(most) +
+                          ", far more than the file's " + std::to_string(source_.place.bytes) +
+                          " bytes can hold");
+    }
+    chunks_ += *count;
+    if (plan_band(info, place, hdf5_band_bytes).passes > hdf5_max_passes) {
+      fail(info.name, "its chunks of " + to_string(place.chunk) + " elements of " +
+                          to_string(info.shape) +
+                          " lie so that each would have to be unpacked more than " +
+                          std::to_string(hdf5_max_passes) + " times to read it row by row");
+    }
   }
-  [[nodiscard]] static std::uint64_t chunks_along(const payload& place, std::size_t axis) {
-    return (place.dims[axis] - 1) / place.chunk[axis] + 1;
+  [[nodiscard]] static std::uint64_t chunks_along(const tensor_info& info, const payload& place,
+                                                  std::size_t axis) {
+    return (info.shape[axis] - 1) / place.chunk[axis] + 1;
+  }
+
+  /// The most rows, of one row of chunks, whose bytes are no more than these.
+  [[nodiscard]] static band_plan plan_band(const tensor_info& info, const payload& place,
+                                           std::uint64_t most_bytes) {
+    const std::size_t rank = info.shape.rank();
+    band_plan plan{0, 1, info.bytes, 1};
+    for (std::size_t axis = 0; axis < rank; ++axis) {
+      plan.axis = axis;
+      plan.row_bytes /= info.shape[axis];
+      const std::uint64_t rows = std::min(place.chunk[axis], info.shape[axis]);
+      plan.rows = std::clamp<std::uint64_t>(most_bytes / plan.row_bytes, 1, rows);
+      if ((rows > 1 && plan.row_bytes <= most_bytes) || axis + 1 == rank) {
+        plan.passes *= (rows - 1) / plan.rows + 1;
+        break;
+      }
+      // All of its rows that are in a chunk, one by one.
+      plan.passes = checked_multiply(plan.passes, rows).value_or(UINT64_MAX);
+    }
+    return plan;
+  }
+
+  void set_fill(payload& place, const tensor_info& info, hid_t creation, hid_t type) {
+    H5D_fill_value_t defined = H5D_FILL_VALUE_ERROR;
+    check_tensor(H5Pfill_value_defined(creation, &defined), info.name);
+    const std::size_t bytes = bits_of(info.dtype) / 8;
+    if (defined == H5D_FILL_VALUE_UNDEFINED || H5Tget_size(type) != bytes) return;
+    check_tensor(H5Pget_fill_value(creation, type, place.fill.data()), info.name);
+    if (place.big_endian) swap_bytes(std::span(place.fill).first(bytes), bytes);
   }
 
   void sort_by_path() {
@@ -742,81 +806,179 @@ class hdf5_session {
     return std::ranges::adjacent_find(names) != names.end();
   }
 
-  /// A tensor stays open, for the chunks that are kept, until it is read to its end; some threads
-  /// may each be in one of their own. The one asked for becomes the last of the list.
+  static void fill_with(const std::array<std::byte, 8>& element, std::size_t element_bytes,
+                        std::uint64_t offset, std::span<std::byte> out) {
+    if (std::ranges::count(std::span(element).first(element_bytes), element[0]) ==
+        static_cast<std::ptrdiff_t>(element_bytes)) {
+      std::ranges::fill(out, element[0]);
+      return;
+    }
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = element[(offset + i) % element_bytes];
+  }
+
+  /// A window of big-endian elements that lie in one piece.
+  void read_turned(std::uint64_t place, std::size_t element_bytes, std::uint64_t offset,
+                   std::span<std::byte> out) {
+    while (!out.empty()) {
+      const std::uint64_t skip = offset % element_bytes;
+      const std::uint64_t elements = std::min<std::uint64_t>(
+          hdf5_turned_elements, (skip + out.size() + element_bytes - 1) / element_bytes);
+      chunk_.resize(static_cast<std::size_t>(elements * element_bytes));
+      file_.read_at(place + offset - skip, chunk_);
+      swap_bytes(chunk_, element_bytes);
+      const auto left = std::span(chunk_).subspan(static_cast<std::size_t>(skip));
+      const auto part = left.first(std::min(left.size(), out.size()));
+      std::ranges::copy(part, out.begin());
+      offset += part.size();
+      out = out.subspan(part.size());
+    }
+  }
+
+  /// A tensor stays open, for its band, until it is read to its end; some threads may each be in one
+  /// of their own. The one asked for becomes the last of the list.
   [[nodiscard]] open_tensor& open(std::size_t tensor) {
-    constexpr std::size_t most = 8;
-    constexpr std::uint64_t most_bytes = hdf5_max_chunk_bytes;
+    constexpr std::size_t most = 16;
     const auto found = std::ranges::find(open_tensors_, tensor, &open_tensor::tensor);
     if (found != open_tensors_.end()) {
       std::rotate(found, found + 1, open_tensors_.end());
-    } else {
-      const std::string& name = tensors_[tensor].name;
-      hdf5_dataset dataset(check_tensor(H5Dopen2(hdf5_.get(), name.c_str(), H5P_DEFAULT), name));
-      std::uint64_t bytes = bytes_to_keep(tensor);
-      for (const open_tensor& each : open_tensors_) bytes += bytes_to_keep(each.tensor);
-      while (!open_tensors_.empty() && (open_tensors_.size() == most || bytes > most_bytes)) {
-        bytes -= bytes_to_keep(open_tensors_.front().tensor);
-        open_tensors_.erase(open_tensors_.begin());
-      }
-      open_tensors_.push_back(
-          {tensor, std::move(dataset), std::vector<kept_chunk>(payloads_[tensor].kept_chunks)});
+      return open_tensors_.back();
     }
+    const tensor_info& info = tensors_[tensor];
+    hdf5_dataset dataset(
+        check_tensor(H5Dopen2(hdf5_.get(), info.name.c_str(), H5P_DEFAULT), info.name));
+    const auto bytes_of_bands = [&] {
+      std::uint64_t bytes = 0;
+      for (const open_tensor& each : open_tensors_) bytes += each.plan.rows * each.plan.row_bytes;
+      return bytes;
+    };
+    // What others leave; but not so little that it would be unpacked again and again.
+    const std::uint64_t others = std::min(hdf5_band_bytes, bytes_of_bands());
+    std::uint64_t most_bytes = std::max(hdf5_least_band_bytes, hdf5_band_bytes - others);
+    band_plan plan = plan_band(info, payloads_[tensor], most_bytes);
+    while (plan.passes > hdf5_max_passes && most_bytes < hdf5_band_bytes) {
+      most_bytes *= 2;
+      plan = plan_band(info, payloads_[tensor], most_bytes);
+    }
+    while (!open_tensors_.empty() &&
+           (open_tensors_.size() == most ||
+            bytes_of_bands() > hdf5_all_bands_bytes - plan.rows * plan.row_bytes)) {
+      open_tensors_.erase(open_tensors_.begin());
+    }
+    open_tensors_.push_back({tensor, std::move(dataset), plan});
     return open_tensors_.back();
   }
 
-  /// Of the chunks of an open tensor.
-  [[nodiscard]] std::uint64_t bytes_to_keep(std::size_t tensor) const {
-    const payload& place = payloads_[tensor];
-    return place.kept_chunks * *bytes_of(tensors_[tensor].dtype, place.chunk);
-  }
-
-  /// Where the element with this number, counted row-major, is.
-  [[nodiscard]] static position find(const payload& place, std::uint64_t number) {
-    position at;
-    at.number = at.element = 0;
-    at.count = 1;
-    std::uint64_t elements = 1;
-    std::uint64_t chunks = 1;
-    bool whole = true;  // the axes so far are not cut, and so in a chunk as they are in the tensor
-    for (std::size_t axis = place.dims.rank(); axis-- > 0;) {
-      const std::uint64_t coordinate = number % place.dims[axis];
-      const std::uint64_t in_chunk = coordinate % place.chunk[axis];
-      number /= place.dims[axis];
-      if (whole) {
-        at.count =
-            std::min(place.chunk[axis] - in_chunk, place.dims[axis] - coordinate) * elements -
-            at.element;
-      }
-      whole = whole && place.chunk[axis] == place.dims[axis];
-      at.origin[axis] = coordinate - in_chunk;
-      at.element += in_chunk * elements;
-      at.number += coordinate / place.chunk[axis] * chunks;
-      elements *= place.chunk[axis];
-      chunks *= chunks_along(place, axis);
-    }
-    return at;
-  }
-
-  [[nodiscard]] std::span<const std::byte> chunk_at(open_tensor& from, const position& at) {
-    kept_chunk& kept = from.kept[static_cast<std::size_t>(at.number % from.kept.size())];
-    if (kept.number == at.number) return kept.bytes;
+  /// Unpacks the rows around a byte of the payload.
+  void load_band(open_tensor& from, std::uint64_t offset) {
+    const tensor_info& info = tensors_[from.tensor];
     const payload& place = payloads_[from.tensor];
-    const std::size_t element_bytes = bits_of(tensors_[from.tensor].dtype) / 8;
-    kept.number = kept_chunk().number;  // until it is there
-    kept.bytes.resize(static_cast<std::size_t>(*place.chunk.elements() * element_bytes));
-    const std::span<std::byte> out = kept.bytes;
-    if (place.offset) {
-      const std::uint64_t skip = at.origin[0] * element_bytes;
-      const auto left = tensors_[from.tensor].bytes - skip;
-      file_.read_at(*place.offset + skip,
-                    out.first(static_cast<std::size_t>(std::min<std::uint64_t>(left, out.size()))));
-    } else if (!place.chunked || !read_chunk(from, at.origin, out)) {
-      read_box(from, at.origin, out);
+    const std::size_t element_bytes = bits_of(info.dtype) / 8;
+    from.begin = 0;
+    from.band.clear();  // until it is there
+    if (!place.chunked) {
+      std::vector<std::byte> whole(static_cast<std::size_t>(info.bytes));
+      read_whole(from, whole);
+      if (place.big_endian) swap_bytes(whole, element_bytes);
+      from.band = std::move(whole);
+      return;
     }
-    if (place.big_endian) swap_bytes(out, element_bytes);
-    kept.number = at.number;
-    return kept.bytes;
+    // From where on, and how many, in each axis.
+    const std::size_t axis = from.plan.axis;
+    coordinates start{};
+    coordinates count{};
+    std::uint64_t row = offset / from.plan.row_bytes;
+    for (std::size_t i = axis + 1; i-- > 0;) {
+      start[i] = row % info.shape[i];
+      row /= info.shape[i];
+      count[i] = 1;
+    }
+    const std::uint64_t first = start[axis] / place.chunk[axis] * place.chunk[axis];
+    start[axis] -= (start[axis] - first) % from.plan.rows;
+    count[axis] = std::min<std::uint64_t>(
+        {from.plan.rows, first + place.chunk[axis] - start[axis], info.shape[axis] - start[axis]});
+    for (std::size_t i = axis + 1; i < info.shape.rank(); ++i) count[i] = info.shape[i];
+    std::uint64_t begin = 0;
+    for (std::size_t i = 0; i <= axis; ++i) begin = begin * info.shape[i] + start[i];
+
+    std::vector<std::byte> band = std::move(from.band);
+    band.resize(static_cast<std::size_t>(count[axis] * from.plan.row_bytes));
+    coordinates origin{};
+    for (std::size_t i = 0; i <= axis; ++i) origin[i] = start[i] / place.chunk[i] * place.chunk[i];
+    bool more = true;
+    while (more) {
+      unpack_into(from, origin, start, count, band);
+      // The next chunk along the axes of which the band has all.
+      more = false;
+      for (std::size_t i = info.shape.rank(); i-- > axis + 1 && !more;) {
+        origin[i] += place.chunk[i];
+        more = origin[i] < info.shape[i];
+        if (!more) origin[i] = 0;
+      }
+    }
+    if (place.big_endian) swap_bytes(band, element_bytes);
+    from.begin = begin * from.plan.row_bytes;
+    from.band = std::move(band);
+  }
+
+  /// Copies what a chunk and a band have in common into the band.
+  void unpack_into(const open_tensor& from, const coordinates& origin, const coordinates& start,
+                   const coordinates& count, std::span<std::byte> band) {
+    const tensor_info& info = tensors_[from.tensor];
+    const payload& place = payloads_[from.tensor];
+    const std::size_t element_bytes = bits_of(info.dtype) / 8;
+    const auto chunk_bytes = static_cast<std::size_t>(*place.chunk.elements() * element_bytes);
+    bool same = chunk_bytes == band.size();
+    for (std::size_t i = 0; i < info.shape.rank(); ++i) {
+      same = same && origin[i] == start[i] && count[i] == place.chunk[i];
+    }
+    if (!same) chunk_.resize(chunk_bytes);
+    const std::span<std::byte> out = same ? band : std::span(chunk_);
+    if (!read_chunk(from, origin, out)) {
+      std::array<std::byte, 8> fill = place.fill;
+      // All is turned around in the end.
+      if (place.big_endian) swap_bytes(std::span(fill).first(element_bytes), element_bytes);
+      fill_with(fill, element_bytes, 0, out);
+    }
+    if (same) return;
+    std::vector<copied_axis> axes;
+    std::size_t run = element_bytes;
+    std::uint64_t in_chunk = element_bytes;
+    std::uint64_t in_band = element_bytes;
+    const std::byte* source = chunk_.data();
+    std::byte* target = band.data();
+    bool whole = true;  // the axes so far lie in both one after the other
+    for (std::size_t i = info.shape.rank(); i-- > 0;) {
+      const auto low = std::max<std::uint64_t>(origin[i], start[i]);
+      const auto high = std::min<std::uint64_t>(origin[i] + place.chunk[i], start[i] + count[i]);
+      source += (low - origin[i]) * in_chunk;
+      target += (low - start[i]) * in_band;
+      if (whole) {
+        run *= static_cast<std::size_t>(high - low);
+      } else if (high - low > 1) {
+        axes.push_back({high - low, in_chunk, in_band});
+      }
+      in_chunk *= place.chunk[i];
+      in_band *= count[i];
+      whole = whole && in_chunk == in_band && run == in_band;
+    }
+    copy_box(source, target, axes, run);
+  }
+  struct copied_axis {
+    std::uint64_t count;
+    std::uint64_t source_stride;
+    std::uint64_t target_stride;
+  };
+  static void copy_box(const std::byte* source, std::byte* target,
+                       std::span<const copied_axis> axes, std::size_t run) {
+    if (axes.empty()) {
+      std::memcpy(target, source, run);
+      return;
+    }
+    const copied_axis& axis = axes.back();
+    for (std::uint64_t i = 0; i < axis.count; ++i) {
+      copy_box(source + i * axis.source_stride, target + i * axis.target_stride,
+               axes.first(axes.size() - 1), run);
+    }
   }
 
   /// Reads and unpacks a chunk; libhdf5 only says where it is, as it does not check what it unpacks.
@@ -826,10 +988,18 @@ class hdf5_session {
     const std::string& name = tensors_[from.tensor].name;
     const hid_t dataset = from.dataset.get();
     hsize_t stored = 0;
+#if H5_VERSION_GE(1, 10, 5)
+    haddr_t place_in_file = HADDR_UNDEF;
+    unsigned mask = 0;
+    check_tensor(H5Dget_chunk_info_by_coord(dataset, origin.data(), &mask, &place_in_file, &stored),
+                 name);
+#else
+    // An error, too, where the chunk was never written.
     if (H5Dget_chunk_storage_size(dataset, origin.data(), &stored) < 0) {
       throw_read_error();
       return false;
     }
+#endif
     if (stored == 0) return false;
     // What deflate cannot make smaller it leaves almost as it is.
     if (stored > 2 * out.size() + 1024) {
@@ -854,73 +1024,121 @@ class hdf5_session {
                      std::to_string(missing) + " in the file");
     }
 
-    const bool shuffled = place.shuffled && (skipped_filters & 1U) == 0;
-    const bool deflated = place.deflated && (skipped_filters & (place.shuffled ? 2U : 1U)) == 0;
-    if (deflated) inflate_chunk(name, out.size());
-    if (packed_.size() != out.size()) {
-      fail(name, "a chunk of " + std::to_string(out.size()) + " bytes has " +
-                     std::to_string(packed_.size()) + " in the file");
+    // The bytes behind each filter, as far as they are known: deflate's are what it makes of them.
+    std::vector<used_filter> used;
+    std::size_t bytes = out.size();
+    std::size_t deflated_bytes = 0;
+    for (const used_filter& each : place.filters) {
+      if ((skipped_filters & each.skipped_by) != 0) continue;
+      used.push_back(each);
+      if (each.id == H5Z_FILTER_FLETCHER32) bytes += checksum_bytes;
+      if (each.id == H5Z_FILTER_DEFLATE) deflated_bytes = bytes;
     }
-    if (!shuffled) {
-      std::ranges::copy(packed_, out.begin());
-      return true;
-    }
-    // First come the first bytes of all elements, then all second ones, ...
-    const std::size_t element_bytes = bits_of(tensors_[from.tensor].dtype) / 8;
-    const std::size_t elements = out.size() / element_bytes;
-    for (std::size_t i = 0; i < elements; ++i) {
-      for (std::size_t byte = 0; byte < element_bytes; ++byte) {
-        out[i * element_bytes + byte] = packed_[byte * elements + i];
+    while (!used.empty()) {
+      const H5Z_filter_t id = used.back().id;
+      used.pop_back();
+      if (id == H5Z_FILTER_FLETCHER32) {
+        check_sum(name);
+      } else if (id == H5Z_FILTER_SHUFFLE) {
+        check_unpacked(name, out.size());
+        unshuffle(packed_, out, bits_of(tensors_[from.tensor].dtype) / 8);
+        return true;  // it is the first that a writer uses
+      } else if (used.empty()) {
+        inflate_chunk(name, out);
+        return true;
+      } else {
+        unpacked_.resize(deflated_bytes);
+        inflate_chunk(name, unpacked_);
+        packed_.swap(unpacked_);
       }
     }
+    check_unpacked(name, out.size());
+    std::ranges::copy(packed_, out.begin());
     return true;
   }
 
-  /// Replaces `packed_` by the bytes, this many, that it unpacks to.
-  void inflate_chunk(const std::string& name, std::size_t bytes) {
-    unpacked_.resize(bytes);
-    uLongf unpacked = bytes;
-    const int code = ::uncompress(reinterpret_cast<Bytef*>(unpacked_.data()), &unpacked,
-                                  reinterpret_cast<const Bytef*>(packed_.data()), packed_.size());
-    if (code == Z_MEM_ERROR) throw std::bad_alloc();
-    if (code != Z_OK || unpacked != bytes) {
-      fail(name, "a chunk of " + std::to_string(packed_.size()) +
-                     " deflated bytes is damaged: it does not unpack to " + std::to_string(bytes));
-    }
-    packed_.swap(unpacked_);
+  void check_unpacked(const std::string& name, std::size_t bytes) const {
+    if (packed_.size() == bytes) return;
+    fail(name, "a chunk of " + std::to_string(bytes) + " bytes has " +
+                   std::to_string(packed_.size()) + " in the file");
   }
 
-  /// Lets libhdf5 read what lies in the index itself (compact) or nowhere (its fill value).
-  void read_box(const open_tensor& from, const coordinates& origin, std::span<std::byte> out) {
+  /// First come the first bytes of all elements, then all second ones, ...
+  static void unshuffle(std::span<const std::byte> bytes, std::span<std::byte> out,
+                        std::size_t element_bytes) {
+    const std::size_t elements = out.size() / element_bytes;
+    for (std::size_t i = 0; i < elements; ++i) {
+      for (std::size_t byte = 0; byte < element_bytes; ++byte) {
+        out[i * element_bytes + byte] = bytes[byte * elements + i];
+      }
+    }
+  }
+
+  /// Takes Fletcher's checksum off the end of `packed_` and compares it.
+  void check_sum(const std::string& name) {
+    if (packed_.size() < checksum_bytes) {
+      fail(name, "a chunk of " + std::to_string(packed_.size()) + " bytes lacks its checksum");
+    }
+    const std::size_t bytes = packed_.size() - checksum_bytes;
+    const auto stored = load_little_endian<std::uint32_t>(std::span(packed_).subspan(bytes));
+    packed_.resize(bytes);
+    const std::uint32_t sum = fletcher32(packed_);
+    // HDF5 before 1.6.3 wrote both halves with their bytes turned around.
+    const std::uint32_t turned = (sum & 0x00FF00FFU) << 8U | (sum >> 8U & 0x00FF00FFU);
+    if (stored != sum && stored != turned) {
+      fail(name, "a chunk of " + std::to_string(bytes) + " bytes does not have its checksum");
+    }
+  }
+
+  /// `H5_checksum_fletcher32` of libhdf5: of big-endian words, modulo 65535.
+  [[nodiscard]] static std::uint32_t fletcher32(std::span<const std::byte> bytes) {
+    std::uint64_t first = 0;
+    std::uint64_t second = 0;
+    const auto fold = [](std::uint64_t sum) { return (sum & 0xFFFFU) + (sum >> 16U); };
+    for (std::size_t i = 0; i < bytes.size(); i += 2) {
+      const auto high = std::to_integer<std::uint32_t>(bytes[i]);
+      const auto low = i + 1 < bytes.size() ? std::to_integer<std::uint32_t>(bytes[i + 1]) : 0U;
+      first += high << 8U | low;
+      second += first;
+      if (i % 720 == 718) {
+        first = fold(first);
+        second = fold(second);
+      }
+    }
+    while (first > 0xFFFFU) first = fold(first);
+    while (second > 0xFFFFU) second = fold(second);
+    return static_cast<std::uint32_t>(second << 16U | first);
+  }
+
+  /// Unpacks `packed_`.
+  void inflate_chunk(const std::string& name, std::span<std::byte> out) const {
+    uLongf unpacked = out.size();
+    const int code = ::uncompress(reinterpret_cast<Bytef*>(out.data()), &unpacked,
+                                  reinterpret_cast<const Bytef*>(packed_.data()), packed_.size());
+    if (code == Z_MEM_ERROR) throw std::bad_alloc();
+    if (code != Z_OK || unpacked != out.size()) {
+      fail(name, "a chunk of " + std::to_string(packed_.size()) +
+                     " deflated bytes is damaged: it does not unpack to " +
+                     std::to_string(out.size()));
+    }
+  }
+
+  /// Lets libhdf5 read what lies in the index itself (compact).
+  void read_whole(const open_tensor& from, std::span<std::byte> out) {
     const tensor_info& info = tensors_[from.tensor];
-    const shape& chunk = payloads_[from.tensor].chunk;
     const hid_t dataset = from.dataset.get();
     const hdf5_type type(check_tensor(H5Dget_type(dataset), info.name));
     const hdf5_space space(check_tensor(H5Dget_space(dataset), info.name));
-    const auto rank = static_cast<int>(chunk.rank());
     if (H5Tget_size(type.get()) != bits_of(info.dtype) / 8 ||
-        H5Sget_simple_extent_ndims(space.get()) != rank) {
+        check_tensor(H5Sget_simple_extent_npoints(space.get()), info.name) !=
+            static_cast<hssize_t>(*info.shape.elements())) {
       fail(info.name, "it is no longer what it was when the file was opened");
     }
-    coordinates dims{};
-    coordinates count{};
-    const coordinates zero{};
-    for (std::size_t axis = 0; axis < chunk.rank(); ++axis) {
-      dims[axis] = chunk[axis];
-      count[axis] = std::min<std::uint64_t>(chunk[axis], info.shape[axis] - origin[axis]);
-    }
-    const hdf5_space memory(check_tensor(H5Screate_simple(rank, dims.data(), nullptr), info.name));
-    if (rank > 0) {
-      for (const auto& [id, start] :
-           {std::pair(space.get(), &origin), std::pair(memory.get(), &zero)}) {
-        check_tensor(
-            H5Sselect_hyperslab(id, H5S_SELECT_SET, start->data(), nullptr, count.data(), nullptr),
-            info.name);
-      }
-    }
-    check_tensor(H5Dread(dataset, type.get(), memory.get(), space.get(), H5P_DEFAULT, out.data()),
+    check_tensor(H5Dread(dataset, type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, out.data()),
                  info.name);
   }
+
+  static constexpr std::size_t checksum_bytes = 4;  // of fletcher32
 
   mapped_file file_;
   hdf5_source::state state_;
@@ -933,8 +1151,11 @@ class hdf5_session {
   std::vector<metadata_entry> metadata_;
   std::vector<payload> payloads_;
   std::vector<open_tensor> open_tensors_;
+  std::uint64_t small_bytes_ = 0;  // of payloads that are larger than what is stored would allow
+  std::uint64_t chunks_ = 0;
   std::vector<std::byte> packed_;  // a chunk on its way
   std::vector<std::byte> unpacked_;
+  std::vector<std::byte> chunk_;
 };
 
 /// What the readers of HDF5 have in common.
