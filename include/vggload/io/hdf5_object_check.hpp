@@ -28,16 +28,40 @@ struct hdf5_place {
   std::uint64_t bytes;
 };
 
+/// A name for each class of types, by its number.
+[[nodiscard]] inline std::string hdf5_class_name(std::size_t kind) {
+  constexpr std::array<std::string_view, 12> names{"integer",  "float",  "time",     "string",
+                                                   "bitfield", "opaque", "compound", "reference",
+                                                   "enum",     "vlen",   "array",    "complex"};
+  return std::string(kind < names.size() ? names[kind] : "unknown");
+}
+
+/// What an object's header says of it, for those that libhdf5 is too old for.
+struct hdf5_description {
+  bool too_new = false;     // libhdf5 cannot open it
+  bool is_dataset = false;  // and no type with a name
+  std::vector<std::uint64_t> dims = {};
+  bool has_no_place = false;  // for elements: H5S_NULL
+  std::string type = {};      // "F32", "BOOL", "compound"
+  bool is_number = false;
+  bool is_external = false;
+  bool is_virtual = false;
+  /// Of all elements, where they lie in one piece as they are.
+  std::optional<hdf5_place> place = {};
+};
+
 /// A look at an object's header before libhdf5 opens the object: up to 1.12 it copies what numbers
 /// in there claim and divides by them, and even 1.14 follows a list of free places for ever. Checks
 /// those that were seen to end a process; the rest is for libhdf5 to judge. Format: "HDF5 File
 /// Format Specification 3.0", IV.A.
 class hdf5_object_check {
  public:
-  /// `place` begins with the signature; `newest_layout` is the last version of the message on a
-  /// dataset's layout that libhdf5 knows (what it does not know it refuses, but leaks memory).
-  hdf5_object_check(const mapped_file& file, hdf5_place place, unsigned newest_layout)
-      : file_(file), place_(place), newest_layout_(newest_layout) {}
+  /// `place` begins with the signature; `newest_layout` and `newest_type` are the last versions of
+  /// the messages on a dataset's layout and type that libhdf5 knows (what it does not know it
+  /// refuses, but leaks memory).
+  hdf5_object_check(const mapped_file& file, hdf5_place place, unsigned newest_layout,
+                    unsigned newest_type)
+      : file_(file), place_(place), newest_layout_(newest_layout), newest_type_(newest_type) {}
 
   /// The address of the root group's header; none where offsets and lengths are not of 8 bytes, as
   /// all writers of today have them and all else here takes for granted.
@@ -53,17 +77,20 @@ class hdf5_object_check {
   }
 
   /// Whether libhdf5 may be shown the object with a header at this address. Throws `io_error`.
-  [[nodiscard]] bool is_sound(std::uint64_t address) const {
+  [[nodiscard]] bool is_sound(std::uint64_t address) const { return describe(address).has_value(); }
+
+  /// Nothing where `is_sound` is false. What is `too_new` libhdf5 need not be shown. Throws
+  /// `io_error`.
+  [[nodiscard]] std::optional<hdf5_description> describe(std::uint64_t address) const {
     object found;
-    if (!check_header(address, found)) return false;
+    if (!check_header(address, found)) return std::nullopt;
     // A chunk has the elements' size as one more axis.
-    if (found.chunk_rank && found.rank && *found.chunk_rank != *found.rank + 1) return false;
+    if (found.chunk_rank && found.rank && *found.chunk_rank != *found.rank + 1) return std::nullopt;
+    if (found.named_type && !check_header(*found.named_type, found)) return std::nullopt;
     // libhdf5 takes the elements' size for the fill value's.
-    if (found.fill_bytes) {
-      if (found.named_type && !check_header(*found.named_type, found)) return false;
-      if (found.fill_bytes != found.type_bytes) return false;
-    }
-    return !found.names || check_names(*found.names);
+    if (found.fill_bytes && found.fill_bytes != found.type_bytes) return std::nullopt;
+    if (found.names && !check_names(*found.names)) return std::nullopt;
+    return std::move(found.description);
   }
 
   /// The texts of an object's attribute `name`, or of `name`0, `name`1, ... into which Keras splits
@@ -124,6 +151,9 @@ class hdf5_object_check {
   };
   /// What is gathered from all messages of an object.
   struct object {
+    hdf5_description description = {};
+    std::span<const std::byte> block = {};  // the one that is looked at, and where it is
+    std::uint64_t block_address = 0;
     std::optional<text_lists> texts = {};
     std::optional<std::uint64_t> rank = {};
     std::optional<std::uint64_t> chunk_rank = {};
@@ -200,6 +230,8 @@ class hdf5_object_check {
       if (found.texts && !take(blocks[i].bytes, *found.texts)) return false;
       const auto bytes = bytes_at(blocks[i].address, blocks[i].bytes);
       std::span<const std::byte> messages = bytes;
+      found.block = bytes;
+      found.block_address = blocks[i].address;
       if (i > 0) {
         if (messages.size() < layout.block_head + layout.block_tail) return false;
         messages = messages.subspan(layout.block_head);
@@ -252,11 +284,12 @@ class hdf5_object_check {
 
   [[nodiscard]] bool check_message(unsigned type, body message, object& found) const {
     switch (type) {
-      case 0x01: return message.skip(1) && set(found.rank, message.number(1));
+      case 0x01: return check_space(message, found);
       case 0x03: return check_type(message, found);
       case 0x04: return check_sized(message, found.fill_bytes);
       case 0x05: return check_fill_value(message, found);
       case 0x06: return check_link(message);
+      case 0x07: found.description.is_external = true; return true;
       case 0x08: return check_layout(message, found);
       case 0x0B: return check_filters(message);
       case 0x0C:
@@ -269,20 +302,49 @@ class hdf5_object_check {
     }
   }
 
+  [[nodiscard]] static bool check_space(body message, object& found) {
+    const auto version = message.number(1);
+    if (!set(found.rank, message.number(1)) || !message.skip(1)) return false;
+    hdf5_description& description = found.description;
+    description.dims.clear();
+    if (version == 1U) {
+      if (!message.skip(5)) return false;
+    } else {
+      constexpr unsigned no_place = 2;
+      description.has_no_place = message.number(1) == no_place;
+    }
+    constexpr std::uint64_t max_rank = 32;
+    // What does not fit is for libhdf5 to refuse.
+    if (*found.rank > max_rank || !message.has(8 * *found.rank)) return true;
+    for (std::uint64_t i = 0; i < *found.rank; ++i) {
+      description.dims.push_back(*message.number(8));
+    }
+    return true;
+  }
+
   /// An enumeration's values are copied whole. Of the other types, no trouble was seen.
-  [[nodiscard]] static bool check_type(body message, object& found) {
+  [[nodiscard]] bool check_type(body message, object& found) const {
     constexpr unsigned enumeration = 8;
     const auto head = message.number(4);
     const auto size = message.number(4);
     if (!set(found.type_bytes, size)) return false;
-    if ((*head & 0x0FU) != enumeration) return true;
     const std::uint64_t version = *head >> 4U & 0x0FU;
     const std::uint64_t count = *head >> 8U & 0xFFFFU;
+    found.description.too_new = found.description.too_new || version > newest_type_;
+    name_type(*head, *size, message, found.description);
+    if ((*head & 0x0FU) != enumeration) return true;
     const auto base = message.number(4);
     const auto base_bytes = message.number(4);
     constexpr unsigned integer = 0;
     if (!base_bytes || (*base & 0x0FU) != integer || *base_bytes != *size) return false;
     if (!message.skip(4)) return false;  // the integer's offset and precision
+    const std::string members("FALSE\0TRUE\0\0\1", 13);
+    // As h5py writes a bool from version 3 on.
+    if (version >= 3 && count == 2 && *size == 1 && message.has(members.size()) &&
+        text_of(message.left().first(members.size())) == members) {
+      found.description.type = "BOOL";
+      found.description.is_number = true;
+    }
     for (std::uint64_t i = 0; i < count; ++i) {
       const auto end = std::ranges::find(message.left(), std::byte{0});
       const auto name_bytes = static_cast<std::uint64_t>(end - message.left().begin()) + 1;
@@ -290,6 +352,25 @@ class hdf5_object_check {
       if (!message.skip(version < 3 ? (name_bytes + 7) / 8 * 8 : name_bytes)) return false;
     }
     return message.has(count * *base_bytes);
+  }
+
+  static void name_type(std::uint64_t head, std::uint64_t size, body properties,
+                        hdf5_description& description) {
+    constexpr unsigned integer = 0;
+    constexpr unsigned floating = 1;
+    const auto kind = static_cast<std::size_t>(head & 0x0FU);
+    description.is_number = kind == integer || kind == floating;
+    description.type = hdf5_class_name(kind);
+    if (!description.is_number || size > 8) return;
+    const std::string bits = std::to_string(8 * size);
+    if (kind == integer) {
+      constexpr std::uint64_t with_sign = 0x0800;
+      description.type = ((head & with_sign) != 0 ? "I" : "U") + bits;
+    } else {
+      // Behind offset, precision and the exponent's place.
+      const auto exponent_bits = properties.skip(5) ? properties.number(1) : std::nullopt;
+      description.type = (size == 2 && exponent_bits == 8U ? "BF" : "F") + bits;
+    }
   }
 
   /// False without a value, or if an earlier message had another.
@@ -347,7 +428,12 @@ class hdf5_object_check {
     constexpr unsigned compact = 0;
     constexpr unsigned chunked = 2;
     const auto version = message.number(1);
-    if (version > newest_layout_) return false;
+    hdf5_description& description = found.description;
+    description.is_dataset = true;
+    if (version > newest_layout_) {
+      description.too_new = true;
+      return true;
+    }
     std::optional<std::uint64_t> rank;
     std::optional<std::uint64_t> kind;
     std::uint64_t dim_bytes = 4;
@@ -359,9 +445,18 @@ class hdf5_object_check {
       kind = message.number(1);
       if (kind == compact) {
         const auto size = message.number(2);
-        return size && message.has(*size);
+        if (!size || !message.has(*size)) return false;
+        const auto skipped = message.left().data() - found.block.data();
+        description.place = {found.block_address + static_cast<std::uint64_t>(skipped), *size};
+        return true;
       }
-      if (kind != chunked) return kind.has_value();
+      description.is_virtual = kind == 3U;
+      if (kind != chunked) {
+        const auto address = message.number(8);
+        const auto size = message.number(8);
+        if (kind == 1U && size) description.place = {*address, *size};
+        return kind.has_value();
+      }
       if (version > 3U && !message.skip(1)) return false;  // flags
       rank = message.number(1);
       if (version == 3U) {
@@ -548,6 +643,7 @@ class hdf5_object_check {
   const mapped_file& file_;
   hdf5_place place_;
   unsigned newest_layout_;
+  unsigned newest_type_;
 };
 
 }  // namespace vggload::detail

@@ -374,7 +374,8 @@ class hdf5_session {
   }
 
   [[nodiscard]] hdf5_object_check object_check() const {
-    return {file_, source_.place, H5_VERSION_GE(2, 0, 0) ? 5U : 4U};
+    constexpr unsigned newest_type = H5_VERSION_GE(2, 0, 0) ? 5 : H5_VERSION_GE(1, 12, 0) ? 4 : 3;
+    return {file_, source_.place, H5_VERSION_GE(2, 0, 0) ? 5U : 4U, newest_type};
   }
 
   /// libhdf5 is shown what is behind, and so all its addresses are from there.
@@ -469,34 +470,69 @@ class hdf5_session {
     if (each.name.empty() || each.name == "." || each.name.find('/') != std::string::npos) {
       fail(in_quotes(path) + " ends in " + in_quotes(each.name) + ", which is no name");
     }
-    if (!object_check().is_sound(each.address)) {
-      fail_header("object " + in_quotes(path), each.address);
-    }
+    auto described = object_check().describe(each.address);
+    if (!described) fail_header("object " + in_quotes(path), each.address);
+    if (described->too_new) return list_too_new(*described, path);
     const hdf5_object object(
         check(H5Oopen(group, each.name.c_str(), H5P_DEFAULT), "object " + in_quotes(path)));
     switch (H5Iget_type(object.get())) {
       case H5I_GROUP:
         groups_.emplace(path, each.address);
         return list_group(object.get(), path, depth + 1);
-      case H5I_DATASET: return list_dataset(object.get(), path);
+      case H5I_DATASET: return list_dataset(object.get(), path, each.address);
       default: return;  // a named type
     }
   }
 
-  void list_dataset(hid_t dataset, const std::string& name) {
+  [[noreturn]] void fail_virtual(const std::string& name) const {
+    fail(name, "its elements are those of other datasets (virtual)");
+  }
+  [[noreturn]] void fail_external(const std::string& name) const {
+    fail(name, "its elements are in other files (external)");
+  }
+
+  /// What this libhdf5 cannot open does not keep the others from being read. h5py's bool is so since
+  /// HDF5 1.12 in files for it; it can be read where it lies in one piece.
+  void list_too_new(hdf5_description& described, const std::string& name) {
+    if (!described.is_dataset) return;  // a named type
+    if (described.is_virtual) fail_virtual(name);
+    if (described.is_external) fail_external(name);
+    tensor_info info{name, dtype::opaque, shape(std::move(described.dims)), 0};
+    if (described.has_no_place) info.shape = shape{0};
+    payload place;
+    if (described.place &&
+        in_bounds(described.place->offset, described.place->bytes, source_.place.bytes)) {
+      info.bytes = described.place->bytes;
+      if (described.type == "BOOL" && info.shape.elements() == info.bytes) {
+        info.dtype = dtype::boolean;
+        place.offset = source_.place.offset + described.place->offset;
+      }
+    }
+    if (described.type == "BOOL" && info.shape.elements() == 0U) {
+      info.dtype = dtype::boolean;
+      info.bytes = 0;
+      place.offset = 0;
+    }
+    if (info.dtype == dtype::opaque) {
+      info.foreign_dtype = std::move(described.type);
+      if (described.is_number) info.foreign_dtype += " (too new for " + library() + ")";
+    }
+    tensors_.push_back(std::move(info));
+    payloads_.push_back(std::move(place));
+  }
+
+  void list_dataset(hid_t dataset, const std::string& name, std::uint64_t header) {
     const hdf5_properties creation(check_tensor(H5Dget_create_plist(dataset), name));
     const H5D_layout_t layout = check_tensor(H5Pget_layout(creation.get()), name);
-    if (layout == H5D_VIRTUAL) fail(name, "its elements are those of other datasets (virtual)");
-    if (check_tensor(H5Pget_external_count(creation.get()), name) > 0) {
-      fail(name, "its elements are in other files (external)");
-    }
+    if (layout == H5D_VIRTUAL) fail_virtual(name);
+    if (check_tensor(H5Pget_external_count(creation.get()), name) > 0) fail_external(name);
     tensor_info info{name, dtype::opaque, read_shape(dataset, name), H5Dget_storage_size(dataset)};
     if (info.bytes > source_.place.bytes) {
       fail(name, "it is said to take " + std::to_string(info.bytes) + " bytes of the file's " +
                      std::to_string(source_.place.bytes));
     }
     const hdf5_type type(check_tensor(H5Dget_type(dataset), name));
-    set_type(info, dataset, type.get());
+    set_type(info, type.get(), header);
     payload place;
     set_filters(place, info, creation.get());
     if (info.dtype != dtype::opaque) {
@@ -519,7 +555,7 @@ class hdf5_session {
   }
 
   /// Sets `dtype`, or `foreign_dtype` where the library cannot read such elements.
-  void set_type(tensor_info& info, hid_t dataset, hid_t type) {
+  void set_type(tensor_info& info, hid_t type, std::uint64_t header) {
     const std::size_t bytes = H5Tget_size(type);
     const H5T_class_t kind = H5Tget_class(type);
     if (kind == H5T_INTEGER || kind == H5T_FLOAT) {
@@ -530,16 +566,20 @@ class hdf5_session {
       info.foreign_dtype = (kind == H5T_FLOAT ? "float" : "integer") + std::to_string(8 * bytes);
     } else if (kind == H5T_ENUM && is_bool(type)) {
       info.dtype = dtype::boolean;
-    } else if (kind == H5T_OPAQUE && bytes == 2 && H5Aexists(dataset, "dtype") > 0) {
-      // Keras' bfloat16: h5py knows none, and no other type gets this attribute.
+    } else if (kind == H5T_OPAQUE && bytes == 2 && is_keras_bfloat16(header)) {
       info.dtype = dtype::bf16;
     } else {
-      constexpr std::array names{"integer",  "float",     "time", "string", "bitfield", "opaque",
-                                 "compound", "reference", "enum", "vlen",   "array"};
-      const auto index = static_cast<std::size_t>(kind);
-      info.foreign_dtype = index < names.size() ? names[index] : "unknown";
+      info.foreign_dtype = hdf5_class_name(static_cast<std::size_t>(kind));
     }
     if (info.dtype != dtype::opaque) info.foreign_dtype.clear();
+  }
+
+  /// Keras' bfloat16: h5py knows none, so the elements are two bytes without a meaning, and an
+  /// attribute says it.
+  [[nodiscard]] bool is_keras_bfloat16(std::uint64_t header) const {
+    std::uint64_t bytes_left = hdf5_max_name_bytes;
+    const auto type = object_check().texts(header, "dtype", bytes_left);
+    return type && type->size() == 1 && type->front() == "bfloat16";
   }
 
   /// The number types that the library can read, all little-endian.
