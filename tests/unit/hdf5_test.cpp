@@ -285,6 +285,23 @@ TEST_CASE("what an HDF5 file must not be, each with its message") {
       refusal{"2^13 groups with names like books",
               [](hid_t f) { add_lattice(f, 14, std::string(2000, 'n')); },
               "8388608 bytes of names that are allowed"},
+      refusal{"a large header with 20,000 names",
+              [](hid_t f) {
+                const hid_t dataset = make_dataset(f, "a", {});
+                const hsize_t count = 60'000;
+                const hid_t space = H5Screate_simple(1, &count, nullptr);
+                for (unsigned i = 0; i < 8; ++i) {
+                  const std::string name = std::to_string(i);
+                  H5Aclose(H5Acreate2(dataset, name.c_str(), H5T_STD_U8LE, space, H5P_DEFAULT,
+                                      H5P_DEFAULT));
+                }
+                H5Sclose(space);
+                H5Dclose(dataset);
+                for (unsigned i = 0; i < 20'000; ++i) {
+                  H5Lcreate_hard(f, "a", f, std::to_string(i).c_str(), H5P_DEFAULT, H5P_DEFAULT);
+                }
+              },
+              "each as often as it has a name, have more bytes than the file and 33554432"},
       refusal{"gigabytes that were never written",
               [](hid_t f) { add(f, "a", {.dims = {1U << 30}}); },
               "tensor 'a': F32 [1073741824] has 4294967296 bytes, but only 0 are stored"},

@@ -77,12 +77,16 @@ class hdf5_object_check {
   }
 
   /// Whether libhdf5 may be shown the object with a header at this address. Throws `io_error`.
-  [[nodiscard]] bool is_sound(std::uint64_t address) const { return describe(address).has_value(); }
+  [[nodiscard]] bool is_sound(std::uint64_t address, std::uint64_t& bytes_left) const {
+    return describe(address, bytes_left).has_value();
+  }
 
-  /// Nothing where `is_sound` is false. What is `too_new` libhdf5 need not be shown. Throws
-  /// `io_error`.
-  [[nodiscard]] std::optional<hdf5_description> describe(std::uint64_t address) const {
+  /// Nothing where `is_sound` is false. What is `too_new` libhdf5 need not be shown. Takes what it
+  /// reads off `bytes_left`, which is 0 where that was not enough. Throws `io_error`.
+  [[nodiscard]] std::optional<hdf5_description> describe(std::uint64_t address,
+                                                         std::uint64_t& bytes_left) const {
     object found;
+    found.bytes_left = &bytes_left;
     if (!check_header(address, found)) return std::nullopt;
     // A chunk has the elements' size as one more axis.
     if (found.chunk_rank && found.rank && *found.chunk_rank != *found.rank + 1) return std::nullopt;
@@ -102,6 +106,7 @@ class hdf5_object_check {
                                                               std::string_view name,
                                                               std::uint64_t& bytes_left) const {
     object found;
+    found.bytes_left = &bytes_left;
     found.texts = text_lists{name, &bytes_left, {}, {}, {}, {}};
     if (!check_header(address, found)) return std::nullopt;
     auto& parts = found.texts->parts;
@@ -152,6 +157,7 @@ class hdf5_object_check {
   /// What is gathered from all messages of an object.
   struct object {
     hdf5_description description = {};
+    std::uint64_t* bytes_left = nullptr;
     std::span<const std::byte> block = {};  // the one that is looked at, and where it is
     std::uint64_t block_address = 0;
     std::optional<text_lists> texts = {};
@@ -227,7 +233,7 @@ class hdf5_object_check {
     for (std::size_t i = 0; i < blocks.size(); ++i) {
       if (blocks[i].bytes > bytes_left) return false;
       bytes_left -= blocks[i].bytes;
-      if (found.texts && !take(blocks[i].bytes, *found.texts)) return false;
+      if (!take(blocks[i].bytes, *found.bytes_left)) return false;
       const auto bytes = bytes_at(blocks[i].address, blocks[i].bytes);
       std::span<const std::byte> messages = bytes;
       found.block = bytes;
@@ -499,10 +505,10 @@ class hdf5_object_check {
     return true;
   }
 
-  [[nodiscard]] static bool take(std::uint64_t bytes, text_lists& lists) {
-    if (bytes > *lists.bytes_left) return false;
-    *lists.bytes_left -= bytes;
-    return true;
+  [[nodiscard]] static bool take(std::uint64_t bytes, std::uint64_t& bytes_left) {
+    const bool enough = bytes <= bytes_left;
+    bytes_left = enough ? bytes_left - bytes : 0;
+    return enough;
   }
 
   /// An attribute: its name, a type, a shape and the elements, IV.A.2.m.
@@ -581,7 +587,7 @@ class hdf5_object_check {
         const auto heap = data.number(8);
         const auto index = data.number(4);
         const auto stored = heap_object(*heap, *index, lists);
-        if (*bytes > stored.size() || !take(*bytes, lists)) return std::nullopt;
+        if (*bytes > stored.size() || !take(*bytes, *lists.bytes_left)) return std::nullopt;
         text = text_of(stored.first(static_cast<std::size_t>(*bytes)));
         text.resize(std::min(text.find('\0'), text.size()));
       }
@@ -599,7 +605,7 @@ class hdf5_object_check {
       const auto head = bytes_at(address, 16);
       if (head.empty() || text_of(std::span(head).first(4)) != "GCOL") return {};
       const std::uint64_t bytes = little_endian_reader(head).u64(8);
-      if (!take(bytes, lists)) return {};
+      if (!take(bytes, *lists.bytes_left)) return {};
       lists.heap = bytes_at(address, bytes);
       lists.heap_address = address;
       body objects(lists.heap);

@@ -210,6 +210,8 @@ struct hdf5_driver : H5FD_t {
 inline constexpr std::size_t hdf5_max_objects = 32'768;
 inline constexpr std::size_t hdf5_max_name_bytes = std::size_t{8} << 20U;
 inline constexpr unsigned hdf5_max_depth = 64;
+/// Of objects' headers, beside as many as the file has: an object may have many names.
+inline constexpr std::uint64_t hdf5_max_header_bytes = std::uint64_t{32} << 20U;
 /// A chunk is read as a whole.
 inline constexpr std::uint64_t hdf5_max_chunk_bytes = std::uint64_t{64} << 20U;
 /// Of a payload in chunks, as many rows are unpacked at a time as these hold: of the one that is
@@ -387,7 +389,8 @@ class hdf5_session {
     const hdf5_object_check check = object_check();
     const auto root = check.root();
     if (!root) fail("its offsets and lengths are not of 8 bytes, as those of all writers of today");
-    if (!check.is_sound(*root)) {
+    header_bytes_left_ = hdf5_max_header_bytes + source_.place.bytes;
+    if (!check.is_sound(*root, header_bytes_left_)) {
       fail_header("the root group", *root);
     }
     groups_.emplace("", *root);
@@ -470,7 +473,13 @@ class hdf5_session {
     if (each.name.empty() || each.name == "." || each.name.find('/') != std::string::npos) {
       fail(in_quotes(path) + " ends in " + in_quotes(each.name) + ", which is no name");
     }
-    auto described = object_check().describe(each.address);
+    auto described = object_check().describe(each.address, header_bytes_left_);
+    if (!described && header_bytes_left_ == 0) {
+      fail("object " + in_quotes(path) +
+           ": the headers up to it, each as often as it has a name, "
+           "have more bytes than the file and " +
+           std::to_string(hdf5_max_header_bytes));
+    }
     if (!described) fail_header("object " + in_quotes(path), each.address);
     if (described->too_new) return list_too_new(*described, path);
     const hdf5_object object(
@@ -576,9 +585,8 @@ class hdf5_session {
 
   /// Keras' bfloat16: h5py knows none, so the elements are two bytes without a meaning, and an
   /// attribute says it.
-  [[nodiscard]] bool is_keras_bfloat16(std::uint64_t header) const {
-    std::uint64_t bytes_left = hdf5_max_name_bytes;
-    const auto type = object_check().texts(header, "dtype", bytes_left);
+  [[nodiscard]] bool is_keras_bfloat16(std::uint64_t header) {
+    const auto type = object_check().texts(header, "dtype", header_bytes_left_);
     return type && type->size() == 1 && type->front() == "bfloat16";
   }
 
@@ -1186,6 +1194,7 @@ class hdf5_session {
   hdf5_handle<H5Fclose> hdf5_;
   std::size_t links_ = 0;
   std::size_t name_bytes_ = 0;
+  std::uint64_t header_bytes_left_ = 0;
   std::map<std::string, std::uint64_t, std::less<>> groups_;  // paths and headers' addresses
   std::vector<tensor_info> tensors_;
   std::vector<metadata_entry> metadata_;
