@@ -184,7 +184,7 @@ TEST_CASE("what h5py and Keras wrote is read as h5py reads it") {
     }
     ++files;
   }
-  CHECK(files == 17);
+  CHECK(files == 18);
 }
 
 TEST_CASE("what is too new for libhdf5 is listed, and does not stop the others") {
@@ -756,6 +756,49 @@ TEST_CASE("filters that are libhdf5's own, alone and together") {
                   "checksum") != std::string::npos);
   CHECK(read("xyz").find("a chunk of 3 bytes lacks its checksum") != std::string::npos);
   CHECK(read(words + words + number(0, 4)).find("does not have its checksum") != std::string::npos);
+}
+
+TEST_CASE("scaled elements that are damaged are refused when they are read") {
+  const test::temporary_folder folder;
+  const auto message = [&](const std::string& chunk) {
+    const std::string path = write(folder, [&](hid_t f) {
+      const hid_t creation = H5Pcreate(H5P_DATASET_CREATE);
+      const hsize_t dim = 6;
+      H5Pset_chunk(creation, 1, &dim);
+      H5Pset_scaleoffset(creation, H5Z_SO_INT, 0);
+      const hid_t space = H5Screate_simple(1, &dim, nullptr);
+      const hid_t dataset =
+          H5Dcreate2(f, "a", H5T_STD_U16LE, space, H5P_DEFAULT, creation, H5P_DEFAULT);
+      const hsize_t origin = 0;
+      H5Dwrite_chunk(dataset, H5P_DEFAULT, 0, &origin, chunk.size(), chunk.data());
+      H5Dclose(dataset);
+      H5Sclose(space);
+      H5Pclose(creation);
+    });
+    const hdf5_reader reader{input_file(path)};
+    std::string bytes(12, '\0');
+    try {
+      reader.read(0, 0, std::as_writable_bytes(std::span(bytes)));
+    } catch (const format_error& e) {
+      return std::string(e.what());
+    }
+    return bytes;
+  };
+  // By hand: 4 bits each, the smallest is 256; 0, 1, 2, 3, 4, and all bits, the fill value 0.
+  const auto head = [](std::uint64_t bits, std::uint64_t number_bytes) {
+    return number(bits, 4) + number(number_bytes, 1) + number(256, 8) + std::string(8, '\0');
+  };
+  CHECK(message(head(4, 8) + "\x01\x23\x4F") == std::string("\0\1\1\1\2\1\3\1\4\1\0\0", 12));
+  CHECK(message(head(16, 8) + "abcdefghijkl") == "abcdefghijkl");
+  CHECK(message(head(4, 8) + "\x01\x23")
+            .find("a chunk of 6 scaled elements needs 24 bytes, but 23 "
+                  "are in the file") != std::string::npos);
+  CHECK(message("x").find("needs 21 bytes, but 1 are in the file") != std::string::npos);
+  CHECK(message(head(17, 8) + std::string(100, 'x')).find("of 17 bits each is damaged") !=
+        std::string::npos);
+  CHECK(message(head(0xFFFFFFFF, 8)).find("of 4294967295 bits each is damaged") !=
+        std::string::npos);
+  CHECK(message(head(4, 9) + "abc").find("is damaged") != std::string::npos);
 }
 
 TEST_CASE("a type that has a name is no tensor") {

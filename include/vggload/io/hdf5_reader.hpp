@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -291,6 +293,7 @@ class hdf5_session {
     std::uint64_t row_bytes = 0;
     std::uint64_t passes = 0;  // so often a chunk is unpacked
   };
+  using filter_values = std::array<unsigned, 20>;
   struct used_filter {
     H5Z_filter_t id;
     std::uint32_t skipped_by;  // the bit of a chunk's mask
@@ -303,6 +306,7 @@ class hdf5_session {
     bool never_written = false;
     std::array<std::byte, 8> fill = {};     // an element that was never written, little-endian
     std::vector<used_filter> filters = {};  // in the order in which the writer used them
+    filter_values scale = {};               // of scaleoffset
     shape chunk = {};
     [[nodiscard]] bool has(H5Z_filter_t id) const {
       return std::ranges::find(filters, id, &used_filter::id) != filters.end();
@@ -637,29 +641,42 @@ class hdf5_session {
   }
 
   /// Elements behind other filters than those that h5py's users choose ("gzip", "shuffle",
-  /// "fletcher32") are opaque.
+  /// "fletcher32", "scaleoffset") are opaque.
   void set_filters(payload& place, tensor_info& info, hid_t creation) {
     const int count = check_tensor(H5Pget_nfilters(creation), info.name);
     for (unsigned i = 0; i < static_cast<unsigned>(count) && info.dtype != dtype::opaque; ++i) {
       std::array<char, 64> name{};
-      std::size_t value_count = 1;
-      unsigned value = 0;  // of shuffle: bytes of an element
+      filter_values values{};
+      std::size_t value_count = values.size();
       unsigned flags = 0;
       const H5Z_filter_t filter =
-          check_tensor(H5Pget_filter2(creation, i, &flags, &value_count, &value, name.size() - 1,
-                                      name.data(), nullptr),
+          check_tensor(H5Pget_filter2(creation, i, &flags, &value_count, values.data(),
+                                      name.size() - 1, name.data(), nullptr),
                        info.name);
       const bool known =
-          (filter == H5Z_FILTER_SHUFFLE && i == 0 && value == bits_of(info.dtype) / 8) ||
+          (filter == H5Z_FILTER_SHUFFLE && i == 0 && values[0] == bits_of(info.dtype) / 8) ||
+          (filter == H5Z_FILTER_SCALEOFFSET && count == 1 && is_known_scale(info, values)) ||
           filter == H5Z_FILTER_DEFLATE || filter == H5Z_FILTER_FLETCHER32;
       if (known && !place.has(filter)) {
         place.filters.push_back({filter, std::uint32_t{1} << i});
+        if (filter == H5Z_FILTER_SCALEOFFSET) place.scale = values;
       } else {
         info.foreign_dtype = std::string(name_of(info.dtype)) + " through filter " +
                              std::to_string(filter) + " (" + name.data() + ")";
         info.dtype = dtype::opaque;
       }
     }
+  }
+
+  /// Whether these are the numbers with which libhdf5 packs such elements: integers less their
+  /// smallest, and floats rounded to some decimal digits.
+  [[nodiscard]] static bool is_known_scale(const tensor_info& info, const filter_values& values) {
+    constexpr unsigned integers = 2;  // kinds of scale
+    constexpr unsigned decimal = 0;
+    const bool floating = info.dtype == dtype::f32 || info.dtype == dtype::f64;
+    if (is_floating(info.dtype) != floating || info.dtype == dtype::boolean) return false;
+    return values[0] == (floating ? decimal : integers) && values[3] == (floating ? 1 : 0) &&
+           values[4] == bits_of(info.dtype) / 8 && values[7] <= 1;
   }
 
   /// Sets `bytes` and `sequential` and how the payload is read; checks all numbers that this
@@ -695,8 +712,9 @@ class hdf5_session {
     }
     place.chunked = layout == H5D_CHUNKED;
     place.chunk = info.shape;
-    const std::uint64_t ratio =
-        place.has(H5Z_FILTER_DEFLATE) ? hdf5_max_deflate_ratio : hdf5_max_ratio;
+    const std::uint64_t ratio = place.has(H5Z_FILTER_DEFLATE) || place.has(H5Z_FILTER_SCALEOFFSET)
+                                    ? hdf5_max_deflate_ratio
+                                    : hdf5_max_ratio;
     const auto check_stored = [&](const char* what, const shape& value, std::uint64_t count) {
       if (count <= hdf5_small_bytes || count / ratio <= stored) return;
       fail(info.name, what + type_and_shape(value) + " has " + std::to_string(count) +
@@ -1087,6 +1105,9 @@ class hdf5_session {
       used.pop_back();
       if (id == H5Z_FILTER_FLETCHER32) {
         check_sum(name);
+      } else if (id == H5Z_FILTER_SCALEOFFSET) {
+        unscale(name, place, out, bits_of(tensors_[from.tensor].dtype) / 8);
+        return true;  // it is the only one
       } else if (id == H5Z_FILTER_SHUFFLE) {
         check_unpacked(name, out.size());
         unshuffle(packed_, out, bits_of(tensors_[from.tensor].dtype) / 8);
@@ -1120,6 +1141,69 @@ class hdf5_session {
         out[i * element_bytes + byte] = bytes[byte * elements + i];
       }
     }
+  }
+
+  /// What H5Zscaleoffset.c of libhdf5 packs: the bits of an element, the smallest of all, and from
+  /// byte 21 on the elements less that, with so many bits each, the highest first. All bits set is
+  /// the fill value, if there is one.
+  void unscale(const std::string& name, const payload& place, std::span<std::byte> out,
+               std::size_t element_bytes) const {
+    constexpr std::size_t head_bytes = 21;
+    const std::size_t elements = out.size() / element_bytes;
+    const auto need = [&](std::size_t bytes) {
+      if (packed_.size() >= bytes) return;
+      fail(name, "a chunk of " + std::to_string(elements) + " scaled elements needs " +
+                     std::to_string(bytes) + " bytes, but " + std::to_string(packed_.size()) +
+                     " are in the file");
+    };
+    need(head_bytes);
+    const little_endian_reader head(packed_);
+    const std::size_t bits = head.u32(0);
+    const std::uint64_t smallest = head.u64(5);
+    if (bits > 8 * element_bytes || packed_[4] != std::byte{8} || place.scale[2] != elements) {
+      fail(name, "a chunk of " + std::to_string(elements) + " scaled elements of " +
+                     std::to_string(bits) + " bits each is damaged");
+    }
+    need(head_bytes + (elements * bits + 7) / 8);
+    const auto packed = std::span(packed_).subspan(head_bytes);
+    if (bits == 8 * element_bytes) {
+      std::ranges::copy(packed.first(out.size()), out.begin());
+      // Raw, in the byte order of the machine that wrote it.
+      if (place.big_endian) swap_bytes(out, element_bytes);
+      return;
+    }
+    const std::uint64_t all_set = (std::uint64_t{1} << bits) - 1;
+    const std::uint64_t fill = std::uint64_t{place.scale[9]} << 32U | place.scale[8];
+    const double scale = std::pow(10.0, static_cast<int>(place.scale[1]));
+    const auto value_of = [&]<class Float, class Bits>(std::uint64_t value, Float, Bits) {
+      const auto least = std::bit_cast<Float>(static_cast<Bits>(smallest));
+      const Float sum = static_cast<Float>(value) / static_cast<Float>(scale) + least;
+      return std::uint64_t{std::bit_cast<Bits>(sum)};
+    };
+    const bool floating = place.scale[3] == 1;
+    std::size_t at = 0;
+    for (std::size_t i = 0; i < elements; ++i) {
+      std::uint64_t value = 0;
+      for (std::size_t left = bits; left > 0;) {
+        const std::size_t in_byte = std::min(left, 8 - at % 8);
+        const auto byte = std::to_integer<std::uint64_t>(packed[at / 8]);
+        value = value << in_byte | (byte >> (8 - at % 8 - in_byte) & ((1U << in_byte) - 1));
+        at += in_byte;
+        left -= in_byte;
+      }
+      if (place.scale[7] == 1 && value == all_set) {
+        value = fill;
+      } else if (!floating) {
+        value += smallest;
+      } else if (element_bytes == 4) {
+        value = value_of(value, float{}, std::uint32_t{});
+      } else {
+        value = value_of(value, double{}, std::uint64_t{});
+      }
+      std::memcpy(&out[i * element_bytes], &value, element_bytes);
+    }
+    // All is turned around in the end.
+    if (place.big_endian) swap_bytes(out, element_bytes);
   }
 
   /// Takes Fletcher's checksum off the end of `packed_` and compares it.
