@@ -22,8 +22,8 @@ vggload::checkpoint open_any(const std::string& path) {
   H5dont_atexit();
   using readers =
       vggload::reader_list<vggload::torch_zip_reader, vggload::torch_legacy_reader,
-                           vggload::hdf5_reader, vggload::keras_reader, vggload::npy_reader,
-                           vggload::npz_reader, vggload::gguf_reader, vggload::onnx_reader,
+                           vggload::keras_reader, vggload::npy_reader, vggload::npz_reader,
+                           vggload::gguf_reader, vggload::onnx_reader, vggload::hdf5_reader,
                            vggload::safetensors_reader, vggload::sharded_safetensors_reader>;
   return vggload::open_checkpoint<readers>(path);
 }
