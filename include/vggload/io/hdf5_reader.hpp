@@ -116,9 +116,10 @@ template <class File>
   if (at(0) == 0x80 && at(1) >= 2 && at(1) <= 5) return true;
   // ONNX: its version, which comes first and is small, and then another field of a model.
   constexpr std::string_view model_fields = "\x12\x1A\x22\x28\x32\x3A\x42\x72\xA2\xCA";
-  if (at(0) == 0x08 && at(1) < 0x20 && model_fields.find(text[2]) != model_fields.npos) return true;
+  if (at(0) == 0x08 && at(1) < 0x20 && model_fields.find(text[2]) != std::string_view::npos)
+    return true;
   // safetensors: the length of a header that is in the file and begins with a brace.
-  const std::uint64_t header_bytes = load_little_endian<std::uint64_t>(head);
+  const auto header_bytes = load_little_endian<std::uint64_t>(head);
   return header_bytes > 0 && in_bounds(8, header_bytes, file.size()) && text[8] == '{';
 }
 
