@@ -57,8 +57,8 @@ elseif(NAME STREQUAL "find_package")
 elseif(NAME STREQUAL "components")
   install_library(-D VGGLOAD_HDF5=ON -D VGGLOAD_ONNX=ON)
   run(COMMAND ${CMAKE_COMMAND} -S ${consumers}/components -B ${WORK}/unknown ${settings} -D
-              CMAKE_PREFIX_PATH=${WORK}/prefix -D WANTED=${VERSION} -D SECOND=cuda
-      FAILS_WITH "installed without the component .cuda.")
+              CMAKE_PREFIX_PATH=${WORK}/prefix -D WANTED=${VERSION} -D SECOND=images
+      FAILS_WITH "installed without the component .images.")
   configure_build_run(components -D CMAKE_PREFIX_PATH=${WORK}/prefix -D WANTED=${VERSION} -D SECOND=onnx)
 elseif(NAME STREQUAL "wrong_version")
   install_library()

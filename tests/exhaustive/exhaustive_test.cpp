@@ -47,10 +47,10 @@ void run_block(path& p, const std::vector<std::uint32_t>& source,
   const auto* const from = reinterpret_cast<const std::byte*>(source.data());
   auto* const to = reinterpret_cast<std::byte*>(out.data());
   vggload::find_conversion(dtype::f32, p.to, p.level)(from, to, block);
-  for (std::size_t i = 0; i < block; ++i) p.wrong += out[i] != expected[i] ? 1 : 0;
+  for (std::size_t i = 0; i < block; ++i) p.wrong += out[i] != expected[i] ? 1U : 0U;
   vggload::find_measured_conversion(dtype::f32, p.to, p.level)(from, to, block, p.health);
   for (std::size_t i = 0; i < block; ++i) {
-    p.wrong_when_counting += out[i] != expected[i] ? 1 : 0;
+    p.wrong_when_counting += out[i] != expected[i] ? 1U : 0U;
   }
 }
 

@@ -563,6 +563,38 @@ TEST_CASE("the dense layers change their axes, fc1 the order in which it flatten
   }
 }
 
+TEST_CASE("weights whose axes stand in an order of their own are loaded in row-major order") {
+  auto tensors = test::vgg16_tensors("torchvision", false);
+  // channels_last: [out, in, 3, 3] kept as [out, 3, 3, in].
+  tensor_info& permuted = tensors[2];
+  const auto dims = permuted.shape.dims();
+  permuted.order = element_order::column_major;
+  permuted.strides = {4 * dims[1] * 9, 4, 4 * dims[1] * 3, 4 * dims[1]};
+  for (const auto type : {dtype::f32, dtype::f16}) {
+    const auto model = vgg16::load(checkpoint::from(fake_reader(tensors)),
+                                   {.dtype = type, .include_top = false, .threads = 2});
+    const tensor_view& weight = model.weights().layers()[1].weight;
+    CHECK(weight.order() == element_order::row_major);
+    const auto bytes = weight.bytes();
+    const std::size_t size = bits_of(type) / 8;
+    std::size_t wrong = 0;
+    std::size_t place = 0;
+    for (std::size_t o = 0; o < dims[0]; ++o) {
+      for (std::size_t i = 0; i < dims[1]; ++i) {
+        for (std::size_t p = 0; p < 9; ++p, ++place) {
+          const std::size_t source = o * dims[1] * 9 + p * dims[1] + i;
+          std::array<std::byte, 4> element;
+          for (std::size_t b = 0; b < 4; ++b) element[b] = fake_reader::byte_at(2, 4 * source + b);
+          std::array<std::byte, 4> expected{};
+          find_conversion(dtype::f32, type, simd_level::scalar)(element.data(), expected.data(), 1);
+          if (std::memcmp(bytes.data() + size * place, expected.data(), size) != 0) ++wrong;
+        }
+      }
+    }
+    CHECK(wrong == 0);
+  }
+}
+
 TEST_CASE("biases stay FP32 by name, mapped in place, and all is measured") {
   const test::temporary_folder folder;
   const std::string path = write_features(folder);

@@ -29,7 +29,8 @@ struct tensor_info {
   std::uint64_t bytes;
   /// Of the elements in the payload; see `strides` for what is neither.
   element_order order = element_order::row_major;
-  /// Compressed: what is read onwards costs once, what is read again from the start on costs anew.
+  /// Compressed or in chunks: what is read onwards costs once, what is read again from the start on
+  /// costs anew.
   bool sequential = false;
   /// The file's own name of elements that are opaque: "Q4_0", "object".
   std::string foreign_dtype = {};
