@@ -81,7 +81,7 @@ void print_json(const vggload::checkpoint& file, const vggload::vgg16::model<>& 
       {"windows_bytes", report.windows_bytes},
       {"peak_rss_growth_bytes", nullptr},
       {"skipped", report.skipped},
-      {"kept_f32", precision.kept(file)},
+      {"kept_f32", precision.kept(file, report.skipped)},
       {"overflow", vggload::name_of(precision.overflow())},
       {"overflowed", command::precision_options::total(report.overflowed)},
       {"crc32", digest(file, model)}};
@@ -111,8 +111,8 @@ void print_report(const vggload::checkpoint& file, const vggload::vgg16::model<>
       grouped(model.weights().parameters()) + " parameters" +
           (report.classes > 0 ? ", " + grouped(report.classes) + " classes" : ", no top"));
   row("loaded as", std::string(vggload::name_of(type)),
-      report.threads == 0 ? "mapped, nothing to convert"
-                          : "by " + std::to_string(report.threads) + " threads");
+      report.copied_bytes == 0 ? "mapped, nothing to convert"
+                               : "by " + std::to_string(report.threads) + " threads");
   row("seconds", number(measured.seconds),
       number(gigabytes_per_second(file.file_bytes(), measured.seconds)) + " GB/s of the file");
   row("bytes in the file", grouped(file.file_bytes()));

@@ -43,8 +43,7 @@ class precision_options {
         ->type_name("POLICY");
     app.add_option("--keep-f32", globs_,
                    "Tensors that stay FP32, by name, such as '*.bias'; may be given several times")
-        ->expected(1)
-        ->take_all()
+        ->allow_extra_args(false)
         ->type_name("GLOB");
     app.add_flag("--health", health_, "Say of each tensor what its values are and what was lost");
   }
@@ -58,10 +57,15 @@ class precision_options {
     vggload::dtype_policy policy(type);
     for (const std::string& glob : globs_) {
       const auto holds = [glob](std::string_view name) {
-        return ::fnmatch(glob.c_str(), std::string(name).c_str(), 0) == 0;
+        // fnmatch would see a name with a NUL in it up to there.
+        return name.find('\0') == std::string_view::npos &&
+               ::fnmatch(glob.c_str(), std::string(name).c_str(), 0) == 0;
       };
-      if (std::ranges::none_of(file.tensors(), holds, &vggload::tensor_info::name)) {
-        throw vggload::error(vggload::printable(file.path()) + ": no tensor has a name like " +
+      if (std::ranges::none_of(file.tensors(), [&](const vggload::tensor_info& info) {
+            return vggload::is_floating(info.dtype) && holds(info.name);
+          })) {
+        throw vggload::error(vggload::printable(file.path()) +
+                             ": no floating-point tensor has a name like " +
                              vggload::in_quotes(glob) + ", which is to stay FP32");
       }
       policy = policy.keep_fp32(holds);
@@ -69,12 +73,15 @@ class precision_options {
     return policy;
   }
 
-  /// The floating-point tensors that stay FP32.
-  [[nodiscard]] std::vector<std::string> kept(const vggload::checkpoint& file) const {
+  /// The floating-point tensors that stay FP32, without those that are skipped.
+  [[nodiscard]] std::vector<std::string> kept(const vggload::checkpoint& file,
+                                              std::span<const std::string> skipped) const {
     std::vector<std::string> names;
     const vggload::dtype_policy policy = types(file, vggload::dtype::f16);
     for (const vggload::tensor_info& info : file.tensors()) {
-      if (policy.keeps_fp32(info)) names.push_back(info.name);
+      if (policy.keeps_fp32(info) && std::ranges::find(skipped, info.name) == skipped.end()) {
+        names.push_back(info.name);
+      }
     }
     return names;
   }

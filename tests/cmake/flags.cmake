@@ -2,7 +2,7 @@
 
 # No flag of a consumer's build changes a result: cmake -D INCLUDE=... -D PROGRAM=... -D WORK=... -D COMPILERS=...
 # -P flags.cmake
-set(flag_sets "-O0" "-O3 -mf16c" "-O3 -march=native" "-O2 -ffast-math" "-O3 -march=native -ffast-math")
+set(flag_sets "-O0" "-Os" "-O3 -mf16c" "-O3 -march=native" "-O2 -ffast-math" "-O3 -march=native -ffast-math")
 file(MAKE_DIRECTORY ${WORK})
 set(expected)
 foreach(compiler IN LISTS COMPILERS)

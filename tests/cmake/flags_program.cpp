@@ -25,7 +25,7 @@ int main() {
     for (const dtype to : {dtype::f16, dtype::bf16, dtype::f32, dtype::f64}) {
       for (const vggload::simd_level level : test::simd_levels()) {
         std::vector<std::byte> in = source;
-        if (from == dtype::f64) in = test::convert(dtype::f32, from, level, source);
+        in.resize(in.size() / 8 * 8);
         const std::size_t count = in.size() * 8 / vggload::bits_of(from);
         std::vector<std::byte> out(count * vggload::bits_of(to) / 8);
         vggload::tensor_health h;

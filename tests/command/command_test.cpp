@@ -423,10 +423,15 @@ TEST_CASE("convert says what overflowed, and does with it what it is told") {
   CHECK(run_command(
             {"convert", in, out, "--overflow", "refuse", "--keep-f32", "*.bias", "--keep-f32", "w"})
             .exit_code == 0);
+  // Wherever the option stands, it takes one word.
+  CHECK(run_command(
+            {"convert", "--keep-f32", "*.bias", in, "--keep-f32", "w", out, "--overflow", "refuse"})
+            .exit_code == 0);
+  CHECK(run_command({"convert", in, out, "--keep-f32", "w", "*.bias"}).exit_code == 2);
   const json listed = run_json({"inspect", out, "--json"});
   CHECK(listed["tensors"][0]["dtype"] == "F32");
   check_refused(run_command({"convert", in, out, "--keep-f32", "*.bais"}), in,
-                "no tensor has a name like '*.bais'");
+                "no floating-point tensor has a name like '*.bais'");
   CHECK(run_command({"convert", in, out, "--overflow", "ignore"}).exit_code == 2);
 }
 

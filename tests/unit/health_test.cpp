@@ -10,6 +10,10 @@
 
 #include <doctest/doctest.h>
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 #include <vggload/convert/convert.hpp>
 #include <vggload/convert/health.hpp>
 #include <vggload/convert/overflow.hpp>
@@ -185,6 +189,31 @@ TEST_CASE("all levels count FP64 the same: numbers that no smaller type holds, o
     }
   }
 }
+
+#if defined(__x86_64__)
+TEST_CASE("a mode in which subnormal numbers are zero does not change what is counted") {
+  // One of them alone, in a block that vectors count, and merged.
+  const std::vector<double> few{5e-324, 1e-310, -2e-308};
+  std::vector<double> many(2000, 1e-310);
+  many[1999] = -2e-308;
+  for (const dtype to : types) {
+    for (const auto& source : {bytes_of(few), bytes_of(many)}) {
+      const tensor_health expected = measure(dtype::f64, to, simd_level::scalar, source).health;
+      CHECK(expected.max_abs == 2e-308);
+      for (const simd_level level : simd_levels()) {
+        const unsigned before = _mm_getcsr();
+        _mm_setcsr(before | 0x8040U);  // flush to zero, denormals are zero
+        const tensor_health health = measure(dtype::f64, to, level, source).health;
+        tensor_health merged;
+        merged += health;
+        _mm_setcsr(before);
+        CHECK(health == expected);
+        CHECK(merged == expected);
+      }
+    }
+  }
+}
+#endif
 
 TEST_CASE("parts merge to the whole, whatever their order") {
   const auto source = bytes_of(test::critical_patterns());

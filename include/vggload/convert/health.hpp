@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -26,14 +25,14 @@ struct tensor_health {
   std::uint64_t zero = 0;  // of either sign
   std::uint64_t pos = 0;   // finite, above zero
   // Of the conversion.
-  std::uint64_t overflowed = 0;        // finite, and the result is infinite
+  std::uint64_t overflowed = 0;        // finite, and the result infinite (before it is saturated)
   std::uint64_t flushed_to_zero = 0;   // not zero, and the result is
   std::uint64_t became_subnormal = 0;  // normal, and the result is subnormal
   /// The largest |x| of the finite values of the source; 0 where there is none.
   double max_abs = 0;
   /// The largest |y - x| / |x| of a source x and its result y, those left out that overflowed or were
-  /// flushed to zero; rounded up to FP32's precision. At most 2^-11 for normal results in FP16, up to
-  /// 1 for subnormal ones.
+  /// flushed to zero; rounded up to FP32's precision. At most 1/2047 for normal results in FP16, up
+  /// to 1 for subnormal ones.
   double max_relative_error = 0;
 
   /// Merges the health of another part of the same tensor.
@@ -48,11 +47,17 @@ struct tensor_health {
     overflowed += other.overflowed;
     flushed_to_zero += other.flushed_to_zero;
     became_subnormal += other.became_subnormal;
-    max_abs = std::max(max_abs, other.max_abs);
-    max_relative_error = std::max(max_relative_error, other.max_relative_error);
+    raise(max_abs, other.max_abs);
+    raise(max_relative_error, other.max_relative_error);
     return *this;
   }
   friend constexpr bool operator==(const tensor_health&, const tensor_health&) = default;
+
+  /// Raises `most`, which is not negative, to `value` where that is larger. As integers: a mode in
+  /// which subnormal numbers are taken for zero does not matter then.
+  static constexpr void raise(double& most, double value) noexcept {
+    if (std::bit_cast<std::uint64_t>(value) > std::bit_cast<std::uint64_t>(most)) most = value;
+  }
 };
 
 namespace detail {
@@ -132,7 +137,7 @@ constexpr void raise_relative_error(double& most, relative_error_parts<Bits> par
   } else {
     if (distance < most * significand * (1 - 0x1p-50)) return;
   }
-  most = std::max(most, divide_rounding_up(parts.distance, parts.significand));
+  tensor_health::raise(most, divide_rounding_up(parts.distance, parts.significand));
 }
 
 /// Counts one value: `x` is the source and `y` what its conversion from From to To gave, both as bits
@@ -158,8 +163,8 @@ constexpr void measure_element(typename format_of_type<Wide>::type::bits_type x,
     return;
   }
   ++(negative ? health.neg : health.pos);
-  health.max_abs = std::max(
-      health.max_abs, std::bit_cast<double>(convert_bits<format, binary64_format>(magnitude)));
+  tensor_health::raise(health.max_abs,
+                       std::bit_cast<double>(convert_bits<format, binary64_format>(magnitude)));
   const bits result = y & ~sign;
   if (result >= infinity) {
     ++health.overflowed;

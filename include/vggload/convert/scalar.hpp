@@ -188,7 +188,8 @@ struct format_of_type<double> {
 
 }  // namespace detail
 
-/// A type of real numbers that the library converts: float16, bfloat16, float, double.
+/// A type of real numbers that the library converts: float16, bfloat16, float, double, and the 8-bit
+/// types, from which alone.
 template <class T>
 concept convertible_float = detail::finite_float8<T> || requires {
   typename detail::format_of_type<T>::type;

@@ -67,12 +67,42 @@ template <class From, class To, std::size_t Lanes>
     const auto lane = static_cast<std::size_t>(std::countr_zero(lanes));
     measure_element<float, From, To>(x[lane], y[lane], health);
   }
-  for (std::uint32_t lanes = exceeding & ~unusual; lanes != 0; lanes &= lanes - 1) {
+  for (std::uint32_t lanes = exceeding; lanes != 0; lanes &= lanes - 1) {
     const auto lane = static_cast<std::size_t>(std::countr_zero(lanes));
     raise_relative_error(health.max_relative_error,
                          relative_error_of<binary32_format>(x[lane], y[lane]));
   }
   return static_cast<float>(health.max_relative_error);  // exact: it has 24 bits
+}
+
+/// Lanes by what they hold.
+struct lane_classes {
+  std::uint32_t zero;
+  std::uint32_t infinite;
+  std::uint32_t nan;
+  std::uint32_t flushed;
+  std::uint32_t overflowed;
+  std::uint32_t negative;  // of any class
+};
+
+/// `most`: the largest magnitude of what was lost, as bits.
+inline void add_classes(const lane_classes& lanes, std::uint32_t most,
+                        tensor_health& health) noexcept {
+  const auto count = [](std::uint32_t of) { return static_cast<unsigned>(std::popcount(of)); };
+  const std::uint32_t lost = lanes.flushed | lanes.overflowed;
+  health.numel += count(lanes.zero | lanes.infinite | lanes.nan | lost);
+  health.zero += count(lanes.zero);
+  health.nan += count(lanes.nan);
+  health.neg_inf += count(lanes.infinite & lanes.negative);
+  health.pos_inf += count(lanes.infinite & ~lanes.negative);
+  health.neg += count(lost & lanes.negative);
+  health.pos += count(lost & ~lanes.negative);
+  health.flushed_to_zero += count(lanes.flushed);
+  health.overflowed += count(lanes.overflowed);
+  if (most > 0) {
+    tensor_health::raise(health.max_abs, std::bit_cast<double>(
+                                             convert_bits<binary32_format, binary64_format>(most)));
+  }
 }
 
 [[nodiscard]] inline tensor_health usual_health(std::uint64_t usual, std::uint64_t neg,
@@ -85,6 +115,14 @@ template <class From, class To, std::size_t Lanes>
   health.became_subnormal = subnormal;
   health.max_abs = std::bit_cast<double>(convert_bits<binary32_format, binary64_format>(most));
   return health;
+}
+
+/// A mask as a number. GCC 12 may spill one of 8 bits as a byte and take back four: what the others
+/// are is its register's then.
+template <class Mask>
+[[gnu::always_inline]] inline std::uint32_t number_of(Mask mask) noexcept {
+  asm("" : "+r"(mask));
+  return mask;
 }
 
 /// Asks for what is read some 4 KiB later. Counting fills the processor's window of instructions with
@@ -109,10 +147,12 @@ struct avx2_measuring : avx2 {
   [[gnu::always_inline]] VGGLOAD_AVX2 static __m256i magnitude_of(__m256 x) noexcept {
     return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7FFFFFFF));
   }
+  [[gnu::always_inline]] VGGLOAD_AVX2 static std::uint32_t lanes_of(__m256i mask) noexcept {
+    return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(mask)));
+  }
   [[gnu::always_inline]] VGGLOAD_AVX2 static std::uint32_t lanes_of(__m256i low,
                                                                     __m256i high) noexcept {
-    return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(low))) |
-           static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(high))) << 8U;
+    return lanes_of(low) | lanes_of(high) << 8U;
   }
 
   /// As FP32; of NaNs only that they are ones.
@@ -128,20 +168,52 @@ struct avx2_measuring : avx2 {
     }
   }
 
-  /// What is not usual among 16 elements. Zeros, the most frequent of it, are counted at once.
+  /// Counts what nothing is left to compute of, many lanes at once; gives the rest of the lanes.
+  [[gnu::always_inline]] VGGLOAD_AVX2 static std::uint32_t count_classes(
+      __m256 x, __m256 y, std::uint32_t unusual, tensor_health& health) noexcept {
+    const __m256i none = _mm256_setzero_si256();
+    const __m256i infinity = _mm256_set1_epi32(infinity_bits<float>);
+    const __m256i magnitude = magnitude_of(x);
+    const __m256i result = magnitude_of(y);
+    const std::uint32_t zero = unusual & lanes_of(_mm256_cmpeq_epi32(magnitude, none));
+    const std::uint32_t infinite = unusual & lanes_of(_mm256_cmpeq_epi32(magnitude, infinity));
+    const std::uint32_t nan = unusual & lanes_of(_mm256_cmpgt_epi32(magnitude, infinity));
+    const std::uint32_t finite = unusual & ~(zero | infinite | nan);
+    const std::uint32_t flushed = finite & lanes_of(_mm256_cmpeq_epi32(result, none));
+    const std::uint32_t overflowed = finite & lanes_of(_mm256_cmpeq_epi32(result, infinity));
+    const std::uint32_t lost = flushed | overflowed;
+    std::uint32_t most = 0;
+    if (lost != 0) {
+      std::array<std::uint32_t, 8> all;
+      std::memcpy(all.data(), &magnitude, sizeof(magnitude));
+      for (std::uint32_t left = lost; left != 0; left &= left - 1) {
+        most = std::max(most, all[static_cast<std::size_t>(std::countr_zero(left))]);
+      }
+    }
+    add_classes({zero, infinite, nan, flushed, overflowed, lanes_of(_mm256_castps_si256(x))}, most,
+                health);
+    return finite & ~lost;
+  }
+
+  /// What is not usual among 16 elements.
   template <class From, class To>
   [[gnu::noinline]] VGGLOAD_AVX2 static float count_unusual(__m256 x_low, __m256 x_high,
                                                             __m256 y_low, __m256 y_high,
                                                             std::uint32_t unusual,
                                                             std::uint32_t exceeding,
                                                             tensor_health& health) noexcept {
+    exceeding &= ~unusual;
     const __m256i none = _mm256_setzero_si256();
     const std::uint32_t zeros = lanes_of(_mm256_cmpeq_epi32(magnitude_of(x_low), none),
                                          _mm256_cmpeq_epi32(magnitude_of(x_high), none));
-    const auto count = static_cast<unsigned>(std::popcount(zeros));
-    health.zero += count;
-    health.numel += count;
-    unusual &= ~zeros;
+    if ((unusual & ~zeros) == 0 && exceeding == 0) {  // as of pruned weights: often
+      const auto count = static_cast<unsigned>(std::popcount(zeros));
+      health.zero += count;
+      health.numel += count;
+      return static_cast<float>(health.max_relative_error);
+    }
+    unusual = count_classes(x_low, y_low, unusual & 0xFFU, health) |
+              count_classes(x_high, y_high, unusual >> 8U, health) << 8U;
     if ((unusual | exceeding) == 0) return static_cast<float>(health.max_relative_error);
     std::array<std::uint32_t, 16> x;
     std::array<std::uint32_t, 16> y;
@@ -275,7 +347,7 @@ struct avx512_measuring : avx512 {
   }
   [[gnu::always_inline]] VGGLOAD_AVX512 static std::uint32_t lanes_of(__mmask16 low,
                                                                       __mmask16 high) noexcept {
-    return std::uint32_t{low} | std::uint32_t{high} << 16U;
+    return number_of(low) | number_of(high) << 16U;
   }
 
   template <class To>
@@ -290,20 +362,48 @@ struct avx512_measuring : avx512 {
     }
   }
 
+  /// As in `avx2_measuring`.
+  [[gnu::always_inline]] VGGLOAD_AVX512 static __mmask16 count_classes(
+      __m512 x, __m512 y, __mmask16 unusual, tensor_health& health) noexcept {
+    const __m512i infinity = _mm512_set1_epi32(infinity_bits<float>);
+    const __m512i magnitude = magnitude_of(x);
+    const __m512i result = magnitude_of(y);
+    const std::uint32_t lanes = number_of(unusual);
+    const std::uint32_t zero = lanes & number_of(_mm512_testn_epi32_mask(magnitude, magnitude));
+    const std::uint32_t infinite = lanes & number_of(_mm512_cmpeq_epi32_mask(magnitude, infinity));
+    const std::uint32_t nan = lanes & number_of(_mm512_cmpgt_epi32_mask(magnitude, infinity));
+    const std::uint32_t finite = lanes & ~(zero | infinite | nan);
+    const std::uint32_t flushed = finite & number_of(_mm512_testn_epi32_mask(result, result));
+    const std::uint32_t overflowed = finite & number_of(_mm512_cmpeq_epi32_mask(result, infinity));
+    const std::uint32_t lost = flushed | overflowed;
+    const std::uint32_t most =
+        lost == 0 ? 0 : _mm512_mask_reduce_max_epu32(static_cast<__mmask16>(lost), magnitude);
+    add_classes({zero, infinite, nan, flushed, overflowed,
+                 number_of(_mm512_movepi32_mask(_mm512_castps_si512(x)))},
+                most, health);
+    return static_cast<__mmask16>(finite & ~lost);
+  }
+
   template <class From, class To>
   [[gnu::noinline]] VGGLOAD_AVX512 static float count_unusual(__m512 x_low, __m512 x_high,
                                                               __m512 y_low, __m512 y_high,
                                                               std::uint32_t unusual,
                                                               std::uint32_t exceeding,
                                                               tensor_health& health) noexcept {
+    exceeding &= ~unusual;
     const __m512i low = magnitude_of(x_low);
     const __m512i high = magnitude_of(x_high);
     const std::uint32_t zeros =
         lanes_of(_mm512_testn_epi32_mask(low, low), _mm512_testn_epi32_mask(high, high));
-    const auto count = static_cast<unsigned>(std::popcount(zeros));
-    health.zero += count;
-    health.numel += count;
-    unusual &= ~zeros;
+    if ((unusual & ~zeros) == 0 && exceeding == 0) {
+      const auto count = static_cast<unsigned>(std::popcount(zeros));
+      health.zero += count;
+      health.numel += count;
+      return static_cast<float>(health.max_relative_error);
+    }
+    unusual =
+        lanes_of(count_classes(x_low, y_low, static_cast<__mmask16>(unusual), health),
+                 count_classes(x_high, y_high, static_cast<__mmask16>(unusual >> 16U), health));
     if ((unusual | exceeding) == 0) return static_cast<float>(health.max_relative_error);
     std::array<std::uint32_t, 32> x;
     std::array<std::uint32_t, 32> y;
@@ -335,7 +435,7 @@ struct avx512_measuring : avx512 {
     const __m512i high_excess = excess(x.high, y.high, high, c.error);
     const __m512i none = _mm512_setzero_si512();
     const std::uint32_t exceeding =
-        _mm512_cmpgt_epi32_mask(_mm512_max_epi32(low_excess, high_excess), none);
+        number_of(_mm512_cmpgt_epi32_mask(_mm512_max_epi32(low_excess, high_excess), none));
     if ((unusual | exceeding) != 0) [[unlikely]] {
       c.unusual += static_cast<unsigned>(std::popcount(unusual));
       c.error = _mm512_set1_ps(
@@ -559,15 +659,16 @@ struct avx512_f64_measuring : avx512 {
       const __m512d y = widen_f64<To>(results + i * sizeof(To));
       const __m512i result = _mm512_and_si512(_mm512_castpd_si512(y), magnitude_mask);
       __m512i magnitude = _mm512_and_si512(x, magnitude_mask);
-      const unsigned unusual =
+      const unsigned unusual = number_of(
           _mm512_cmpge_epu64_mask(_mm512_sub_epi64(result, _mm512_set1_epi64(usual_f64_from<To>)),
-                                  _mm512_set1_epi64(infinity_bits<double> - usual_f64_from<To>));
+                                  _mm512_set1_epi64(infinity_bits<double> - usual_f64_from<To>)));
       unsigned exceeding = 0;
       if constexpr (!std::same_as<To, double>) {
         const __m512d distance = _mm512_castsi512_pd(_mm512_and_si512(
             _mm512_castpd_si512(_mm512_sub_pd(y, _mm512_castsi512_pd(x))), magnitude_mask));
         const __m512d excess = _mm512_fnmadd_pd(error, _mm512_castsi512_pd(magnitude), distance);
-        exceeding = _mm512_cmpgt_epi64_mask(_mm512_castpd_si512(excess), _mm512_setzero_si512());
+        exceeding =
+            number_of(_mm512_cmpgt_epi64_mask(_mm512_castpd_si512(excess), _mm512_setzero_si512()));
       }
       if ((unusual | exceeding) != 0) [[unlikely]] {
         std::array<std::uint64_t, 8> xs;
@@ -578,10 +679,10 @@ struct avx512_f64_measuring : avx512 {
         unusual_count += static_cast<unsigned>(std::popcount(unusual));
         magnitude = _mm512_maskz_mov_epi64(static_cast<__mmask8>(~unusual), magnitude);
       }
-      neg += static_cast<unsigned>(std::popcount(_mm512_movepi64_mask(x) & ~unusual));
+      neg += static_cast<unsigned>(std::popcount(number_of(_mm512_movepi64_mask(x)) & ~unusual));
       if constexpr (std::same_as<To, float16>) {
-        const unsigned small =
-            _mm512_cmplt_epu64_mask(result, _mm512_set1_epi64(smallest_normal_bits<double, To>));
+        const unsigned small = number_of(
+            _mm512_cmplt_epu64_mask(result, _mm512_set1_epi64(smallest_normal_bits<double, To>)));
         subnormal += static_cast<unsigned>(std::popcount(small & ~unusual));
       }
       most = _mm512_max_epu64(most, magnitude);

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include <cuda_runtime.h>
 
@@ -83,7 +84,8 @@ struct element_group {
 
   /// `destination` is at a multiple of 16 bytes.
   __host__ __device__ void store(To* destination) const noexcept {
-    *reinterpret_cast<uint4*>(destination) = make_uint4(words[0], words[1], words[2], words[3]);
+    // As bytes: single elements may be written over it.
+    std::memcpy(__builtin_assume_aligned(static_cast<void*>(destination), 16), words, sizeof words);
   }
 
   [[nodiscard]] __host__ __device__ std::uint32_t magnitudes(unsigned word) const noexcept {

@@ -405,13 +405,14 @@ class stream_run {
       return;
     }
     std::uint64_t values = 0;
+    // Elements come in the order of the payload: of those that are refused the first is enough.
     if (t.measure == nullptr || health.overflowed > 0) {
       for_each_overflow(t.from, t.to, source.data(), target.data(), count,
                         [&](std::size_t i, double value, std::byte* place) {
                           ++values;
                           if (options_.overflow == overflow_policy::saturate) {
                             make_finite(t.to, place);
-                          } else if (options_.overflow == overflow_policy::refuse) {
+                          } else if (options_.overflow == overflow_policy::refuse && values == 1) {
                             refuse({number_of(t), element_of(i), value});
                           }
                         });

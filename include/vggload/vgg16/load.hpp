@@ -262,11 +262,11 @@ template <host_accessible_resource Resource>
     report.windows_bytes = plan.windows_bytes();
     const arena<Resource> windows =
         allocate_block(source, "windows", plan.windows_bytes(), largest, resource);
-    const stream_options how{.threads = plan.threads,
-                             .stop = options.stop,
-                             .progress = options.progress,
-                             .overflow = options.overflow,
-                             .measure_health = options.measure_health};
+    stream_options how{.threads = plan.threads,
+                       .stop = options.stop,
+                       .progress = options.progress,
+                       .overflow = options.overflow,
+                       .measure_health = options.measure_health};
     if (!transfers.empty()) {
       memory_sink sink(memory.block());
       stream_report streamed = stream(source, transfers, sink, windows.block(), how);
@@ -276,9 +276,11 @@ template <host_accessible_resource Resource>
       report.measured = std::move(streamed.measured);
     }
     if (!mapped_transfers.empty()) {
+      if (!transfers.empty()) how.progress = {};  // it has been to the end
       discarding_sink sink(windows.block(), plan.threads);
-      const auto measured = stream(source, mapped_transfers, sink, windows.block(), how).measured;
-      report.measured.insert(report.measured.end(), measured.begin(), measured.end());
+      const stream_report read = stream(source, mapped_transfers, sink, windows.block(), how);
+      report.threads = std::max(report.threads, read.threads);
+      report.measured.insert(report.measured.end(), read.measured.begin(), read.measured.end());
       std::ranges::sort(report.measured, {}, [&](const measured_tensor& one) {
         return std::ranges::find(tensors, one.tensor, &loaded_tensor::index) - tensors.begin();
       });
