@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 import check_formats  # noqa: F401 (registers its checks)
+import check_precision  # noqa: F401
 import check_safetensors  # noqa: F401
 import check_usage  # noqa: F401
 import check_vgg16  # noqa: F401

@@ -120,8 +120,9 @@ class Outcome:
         return f"{self.command} exit {self.code}: {text[:300]!r}"
 
     def accepted(self):
-        """None where the command succeeded and kept its error stream clean."""
-        return None if self.code == 0 and not self.stderr else self.brief()
+        """None where the command succeeded and said nothing but that values overflowed."""
+        warned = re.fullmatch(rb"warning: [^\n]* became infinite [^\n]*\n", self.stderr)
+        return None if self.code == 0 and (warned or not self.stderr) else self.brief()
 
     def refused(self, *words):
         """None where the input was refused with one line that holds `words`."""
