@@ -275,9 +275,7 @@ TEST_CASE("names count where the order of a Keras file's list says nothing") {
   // A network within a network, whose last block alone is trained: its weights come first.
   auto tensors = test::vgg16_tensors("Keras", false);
   std::string list;
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    tensors[i].name = "vgg16/" + tensors[i].name;
-  }
+  for (tensor_info& tensor : tensors) tensor.name.insert(0, "vgg16/");
   for (std::size_t i = 20; i < 26; ++i) list += tensors[i].name + "\n";
   for (std::size_t i = 0; i < 20; ++i) list += tensors[i].name + "\n";
   const auto nested = vgg16::bind(listing_reader(tensors, list), false);

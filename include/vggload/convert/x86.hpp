@@ -95,13 +95,13 @@ template <class To>
                               std::size_t count) noexcept {
   // In place, the lines are in the cache already.
   return count >= streaming_bytes / sizeof(To) && source != destination &&
-         std::bit_cast<std::uintptr_t>(destination) % sizeof(To) == 0;
+         reinterpret_cast<std::uintptr_t>(destination) % sizeof(To) == 0;
 }
 
 /// The elements before the first one at a border of 64 bytes.
 template <class To>
 [[nodiscard]] std::size_t elements_to_border(const std::byte* destination) noexcept {
-  return (64 - std::bit_cast<std::uintptr_t>(destination) % 64) % 64 / sizeof(To);
+  return (64 - reinterpret_cast<std::uintptr_t>(destination) % 64) % 64 / sizeof(To);
 }
 
 /// The last elements, fewer than a step: in memory of a step's size.

@@ -855,7 +855,8 @@ class hdf5_session {
       if (!weights) return std::nullopt;
       if (!weights->empty() && !text.empty()) text += '\n';
       for (const std::string& weight : *weights) {
-        const std::string name = path + '/' + weight;
+        std::string name = path;
+        name.append("/").append(weight);
         const auto tensor = std::ranges::lower_bound(tensors_, name, {}, &tensor_info::name);
         const auto index = static_cast<std::size_t>(tensor - tensors_.begin());
         if (tensor == tensors_.end() || tensor->name != name || listed[index] ||
@@ -863,7 +864,7 @@ class hdf5_session {
           return std::nullopt;
         }
         listed[index] = true;
-        text += name + '\n';
+        text.append(name).append("\n");
       }
     }
     return text;
