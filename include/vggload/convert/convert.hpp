@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
-#include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstring>
-#include <optional>
 #include <type_traits>
 
 #include <vggload/convert/health.hpp>

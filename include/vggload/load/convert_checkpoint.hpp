@@ -53,9 +53,9 @@ struct converted_tensor {
   std::vector<strided_axis> axes = {};
 };
 
-/// Writes tensors of a checkpoint to a safetensors file in the types that `types` says. Takes 8 MiB at most; the file appears whole or not at all, and may be the one that is
-/// read. `options.threads` 0: one for each processor. Throws what `stream` and `safetensors_writer`
-/// throw.
+/// Writes tensors of a checkpoint to a safetensors file in the types that `types` says. Takes 8 MiB
+/// at most; the file appears whole or not at all, and may be the one that is read.
+/// `options.threads` 0: one for each processor. Throws what `stream` and `safetensors_writer` throw.
 inline stream_report write_converted(const checkpoint& source,
                                      std::vector<converted_tensor> tensors, const std::string& path,
                                      const dtype_policy& types, stream_options options) {

@@ -347,9 +347,10 @@ class binder {
 
 /// Finds VGG16's tensors among those of a file: in the order in which a Keras file lists its layers'
 /// weights (the metadata `keras_weights`; what is not listed is skipped), whatever their names; or
-/// under the names of the family that fits most of them. Without the top its tensors, where the file has them, are skipped; so is what training left
-/// beside the weights: counters, integers, an optimizer's state. Any other tensor that is missing,
-/// extra, or misshapen throws one `binding_error` that lists all of them.
+/// under the names of the family that fits most of them. Without the top its tensors, where the file
+/// has them, are skipped; so is what training left beside the weights: counters, integers, an
+/// optimizer's state. Any other tensor that is missing, extra, or misshapen throws one
+/// `binding_error` that lists all of them.
 template <weight_reader Reader>
 [[nodiscard]] binding bind(const Reader& reader, bool include_top = true) {
   return detail::binder(reader.path(), reader.tensors(), reader.metadata(), include_top).bind();

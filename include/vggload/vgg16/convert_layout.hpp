@@ -84,8 +84,9 @@ inline constexpr std::uint64_t flat_channels = 512;
 }
 
 /// Writes the VGG16 that a checkpoint holds, with its top if it has one, to a safetensors file in
-/// another layout, under that layout's names, in network order, in the types that `types` says. Moves the bytes box by box, within the memory of `write_converted`. Throws
-/// `binding_error` and what `write_converted` throws.
+/// another layout, under that layout's names, in network order, in the types that `types` says.
+/// Moves the bytes box by box, within the memory of `write_converted`. Throws `binding_error` and
+/// what `write_converted` throws.
 inline stream_report convert_layout(const checkpoint& source, const std::string& path,
                                     weight_layout layout, const dtype_policy& types,
                                     stream_options options) {
