@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
 #include <span>
 #include <string>
 #include <string_view>
@@ -9,6 +12,8 @@
 #include <vector>
 
 #include <vggload/core/checked.hpp>
+#include <vggload/memory/ledger.hpp>
+#include <vggload/memory/memory_report.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 #include <vggload/memory/resource.hpp>
 
@@ -17,13 +22,16 @@ namespace vggload {
 /// A named piece of an arena: `bytes` from `offset` on.
 struct arena_allocation {
   std::string name;
+  std::string layer;
+  memory_role role;
   std::size_t offset;
   std::size_t bytes;
 };
 
 /// One block of a resource, given out piece by piece from its start on and freed as a whole. It is
 /// as large as its budget, no byte more, so one sizes it exactly beforehand; every piece has a
-/// name. Owns the block: moves, never copies, and what it gave out lives as long as it does.
+/// name. Over a `reserving_resource` the budget is a range of addresses, and memory comes with the
+/// pieces. Owns the block: moves, never copies, and what it gave out lives as long as it does.
 template <memory_resource Resource>
 class arena {
  public:
@@ -31,11 +39,16 @@ class arena {
   /// the widest vector.
   static constexpr std::size_t default_alignment = 64;
 
-  /// Allocates the block. Throws what the resource throws.
-  explicit arena(std::size_t budget_bytes, Resource resource = {})
-      : resource_(std::move(resource)), capacity_(budget_bytes) {
-    if (capacity_ > 0) {
-      data_ = static_cast<std::byte*>(resource_.allocate(capacity_, default_alignment));
+  /// Allocates the block. Throws what the resource throws. Where there is a ledger, the block is
+  /// entered under `name`, and so is each piece.
+  explicit arena(std::size_t budget_bytes, Resource resource = {},
+                 std::shared_ptr<memory_ledger> ledger = nullptr, std::string_view name = "arena")
+      : resource_(std::move(resource)), capacity_(budget_bytes), ledger_(std::move(ledger)) {
+    if (capacity_ == 0) return;
+    data_ = static_cast<std::byte*>(resource_.allocate(capacity_, default_alignment));
+    if (ledger_) {
+      ledger_block_ = ledger_->block_allocated(name, kind_of(Resource::access),
+                                               reinterpret_cast<std::uintptr_t>(data_), capacity_);
     }
   }
 
@@ -44,40 +57,56 @@ class arena {
         data_(std::exchange(other.data_, nullptr)),
         capacity_(std::exchange(other.capacity_, 0)),
         used_(std::exchange(other.used_, 0)),
-        allocations_(std::move(other.allocations_)) {}
+        committed_(std::exchange(other.committed_, 0)),
+        allocations_(std::move(other.allocations_)),
+        ledger_(std::move(other.ledger_)),
+        ledger_block_(std::exchange(other.ledger_block_, memory_ledger::no_block)) {}
   arena& operator=(arena&& other) noexcept {
     arena moved(std::move(other));
     std::swap(resource_, moved.resource_);
     std::swap(data_, moved.data_);
     std::swap(capacity_, moved.capacity_);
     std::swap(used_, moved.used_);
+    std::swap(committed_, moved.committed_);
     std::swap(allocations_, moved.allocations_);
+    std::swap(ledger_, moved.ledger_);
+    std::swap(ledger_block_, moved.ledger_block_);
     return *this;
   }
   ~arena() {
-    if (data_ != nullptr) resource_.deallocate(data_, capacity_, default_alignment);
+    if (data_ == nullptr) return;
+    resource_.deallocate(data_, capacity_, default_alignment);
+    if (ledger_) ledger_->block_freed(ledger_block_);
   }
 
   /// The next piece, uninitialised, at a multiple of `alignment` (a power of two up to
-  /// `default_alignment`). Throws `out_of_memory` that names the piece and the budget where it does
-  /// not fit; the arena is unchanged then.
-  [[nodiscard]] memory_span<Resource::access> allocate(std::string_view name, std::size_t bytes,
+  /// `default_alignment`). Throws `out_of_memory` that names the piece and the budget, with a report
+  /// of what is in the arena, where it does not fit; the arena is unchanged then, as it is when the
+  /// resource cannot commit.
+  [[nodiscard]] memory_span<Resource::access> allocate(const memory_tag& tag, std::size_t bytes,
                                                        std::size_t alignment = default_alignment) {
     const auto begin = checked_align_up(used_, alignment);
     if (!begin || !in_bounds(*begin, bytes, capacity_)) {
-      throw out_of_memory(detail::fixed_text() << "tensor '" << name.substr(0, 200) << "' needs "
-                                               << bytes << " bytes, but " << used_
-                                               << " of the arena's " << capacity_ << " are in use",
-                          name, bytes);
+      fail(tag, bytes,
+           detail::fixed_text() << "tensor '" << tag.name.substr(0, 200) << "' needs " << bytes
+                                << " bytes, but " << used_ << " of the arena's " << capacity_
+                                << " are in use");
     }
     const auto offset = static_cast<std::size_t>(*begin);
-    allocations_.push_back({std::string(name), offset, bytes});
+    allocations_.push_back(
+        {std::string(tag.name), std::string(tag.layer), tag.role, offset, bytes});
+    if constexpr (reserving_resource<Resource>) commit(tag, offset + bytes, bytes);
     used_ = offset + bytes;
+    if (ledger_) ledger_->allocated(ledger_block_, tag, offset, bytes);
     return {data_ + offset, bytes};
   }
 
   /// The whole block, given out or not.
   [[nodiscard]] memory_span<Resource::access> block() const noexcept { return {data_, capacity_}; }
+  /// Bytes of the block that have memory behind them: all of them, but over a `reserving_resource`.
+  [[nodiscard]] std::size_t committed() const noexcept {
+    return reserving_resource<Resource> ? committed_ : capacity_;
+  }
   /// Bytes of the block: the budget.
   [[nodiscard]] std::size_t capacity() const noexcept { return capacity_; }
   /// Bytes given out, the padding between pieces included.
@@ -88,11 +117,51 @@ class arena {
   }
 
  private:
+  void commit(const memory_tag& tag, std::size_t wanted,
+              std::size_t bytes) requires(reserving_resource<Resource>) {
+    if (wanted <= committed_) return;
+    try {
+      committed_ = resource_.commit(data_, committed_, wanted);
+    } catch (const std::bad_alloc& e) {
+      allocations_.pop_back();
+      fail(tag, bytes,
+           detail::fixed_text() << "tensor '" << tag.name.substr(0, 200) << "' needs " << bytes
+                                << " bytes: " << e.what() << "; the arena has " << committed_
+                                << " of the " << capacity_ << " that it reserved");
+    } catch (...) {
+      allocations_.pop_back();
+      throw;
+    }
+  }
+
+  [[noreturn]] void fail(const memory_tag& tag, std::size_t bytes,
+                         const detail::fixed_text& message) {
+    if (ledger_) ledger_->out_of_memory(tag, bytes, message.view());
+    throw out_of_memory(message, tag.name, bytes, detail::try_report([&] {
+                          memory_report report;
+                          report.tensor = tag.name;
+                          report.requested = bytes;
+                          report.place = name_of(kind_of(Resource::access));
+                          report.place += " memory of the arena";
+                          report.total = capacity_;
+                          report.free = report.largest_free = capacity_ - used_;
+                          std::vector<live_tensor> live;
+                          for (const arena_allocation& piece : allocations_) {
+                            live.push_back({piece.name, piece.layer, piece.role, piece.bytes});
+                          }
+                          report.set_live_tensors(std::move(live));
+                          return report;
+                        }));
+  }
+
   [[no_unique_address]] Resource resource_;
   std::byte* data_ = nullptr;
   std::size_t capacity_ = 0;
   std::size_t used_ = 0;
+  std::size_t committed_ = 0;
   std::vector<arena_allocation> allocations_;
+  std::shared_ptr<memory_ledger> ledger_;
+  std::size_t ledger_block_ = memory_ledger::no_block;
 };
 
 }  // namespace vggload

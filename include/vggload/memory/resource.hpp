@@ -33,6 +33,19 @@ concept memory_resource = std::copyable<R> &&
 template <class R>
 concept host_accessible_resource = memory_resource<R> && is_host_accessible(R::access);
 
+/// A resource that gives out addresses first and memory later: for a block whose size is not known
+/// beforehand. `allocate` only reserves; memory is behind an address from `commit` on.
+///
+/// - `commit(block, committed, wanted)`: puts memory behind the first `wanted` bytes of the block at
+///   least; the first `committed` have it already. Returns how many have it now, a whole number of the
+///   resource's units or the whole block. Throws std::bad_alloc or what derives from it; nothing has changed then.
+/// - `deallocate(block, bytes, alignment)` takes back addresses and memory.
+template <class R>
+concept reserving_resource = memory_resource<R> &&
+    requires(R& resource, void* block, std::size_t committed, std::size_t wanted) {
+  { resource.commit(block, committed, wanted) } -> std::same_as<std::size_t>;
+};
+
 /// The address and size of memory that belongs to somebody else, with who may touch it in the type:
 /// becomes a std::span by itself where the host may, and does not compile as one where it may not.
 template <memory_access Access>
