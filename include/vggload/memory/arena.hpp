@@ -43,13 +43,11 @@ class arena {
   /// entered under `name`, and so is each piece.
   explicit arena(std::size_t budget_bytes, Resource resource = {},
                  std::shared_ptr<memory_ledger> ledger = nullptr, std::string_view name = "arena")
-      : resource_(std::move(resource)), capacity_(budget_bytes), ledger_(std::move(ledger)) {
+      : resource_(std::move(resource)), capacity_(budget_bytes) {
     if (capacity_ == 0) return;
     data_ = static_cast<std::byte*>(resource_.allocate(capacity_, default_alignment));
-    if (ledger_) {
-      ledger_block_ = ledger_->block_allocated(name, kind_of(Resource::access),
-                                               reinterpret_cast<std::uintptr_t>(data_), capacity_);
-    }
+    entry_ = ledger_entry(std::move(ledger), name, kind_of(Resource::access),
+                          reinterpret_cast<std::uintptr_t>(data_), capacity_);
   }
 
   arena(arena&& other) noexcept
@@ -59,8 +57,7 @@ class arena {
         used_(std::exchange(other.used_, 0)),
         committed_(std::exchange(other.committed_, 0)),
         allocations_(std::move(other.allocations_)),
-        ledger_(std::move(other.ledger_)),
-        ledger_block_(std::exchange(other.ledger_block_, memory_ledger::no_block)) {}
+        entry_(std::move(other.entry_)) {}
   arena& operator=(arena&& other) noexcept {
     arena moved(std::move(other));
     std::swap(resource_, moved.resource_);
@@ -69,14 +66,11 @@ class arena {
     std::swap(used_, moved.used_);
     std::swap(committed_, moved.committed_);
     std::swap(allocations_, moved.allocations_);
-    std::swap(ledger_, moved.ledger_);
-    std::swap(ledger_block_, moved.ledger_block_);
+    std::swap(entry_, moved.entry_);
     return *this;
   }
   ~arena() {
-    if (data_ == nullptr) return;
-    resource_.deallocate(data_, capacity_, default_alignment);
-    if (ledger_) ledger_->block_freed(ledger_block_);
+    if (data_ != nullptr) resource_.deallocate(data_, capacity_, default_alignment);
   }
 
   /// The next piece, uninitialised, at a multiple of `alignment` (a power of two up to
@@ -97,7 +91,7 @@ class arena {
         {std::string(tag.name), std::string(tag.layer), tag.role, offset, bytes});
     if constexpr (reserving_resource<Resource>) commit(tag, offset + bytes, bytes);
     used_ = offset + bytes;
-    if (ledger_) ledger_->allocated(ledger_block_, tag, offset, bytes);
+    entry_.allocated(tag, offset, bytes);
     return {data_ + offset, bytes};
   }
 
@@ -136,7 +130,7 @@ class arena {
 
   [[noreturn]] void fail(const memory_tag& tag, std::size_t bytes,
                          const detail::fixed_text& message) {
-    if (ledger_) ledger_->out_of_memory(tag, bytes, message.view());
+    entry_.out_of_memory(tag, bytes, message.view());
     throw out_of_memory(message, tag.name, bytes, detail::try_report([&] {
                           memory_report report;
                           report.tensor = tag.name;
@@ -145,11 +139,11 @@ class arena {
                           report.place += " memory of the arena";
                           report.total = capacity_;
                           report.free = report.largest_free = capacity_ - used_;
-                          std::vector<live_tensor> live;
+                          std::vector<sized_tensor> live;
                           for (const arena_allocation& piece : allocations_) {
                             live.push_back({piece.name, piece.layer, piece.role, piece.bytes});
                           }
-                          report.set_live_tensors(std::move(live));
+                          report.live = tensor_summary(std::move(live));
                           return report;
                         }));
   }
@@ -160,8 +154,7 @@ class arena {
   std::size_t used_ = 0;
   std::size_t committed_ = 0;
   std::vector<arena_allocation> allocations_;
-  std::shared_ptr<memory_ledger> ledger_;
-  std::size_t ledger_block_ = memory_ledger::no_block;
+  ledger_entry entry_;
 };
 
 }  // namespace vggload

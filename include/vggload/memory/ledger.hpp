@@ -7,9 +7,11 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <vggload/memory/resource.hpp>
@@ -246,6 +248,42 @@ class memory_ledger {
   mutable std::mutex mutex_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   ledger_snapshot book_;
+};
+
+/// A block in a ledger, for as long as this lives; without a ledger nothing. Moves, never copies.
+class ledger_entry {
+ public:
+  ledger_entry() = default;
+  ledger_entry(std::shared_ptr<memory_ledger> ledger, std::string_view name, memory_kind kind,
+               std::uint64_t address, std::uint64_t bytes) noexcept
+      : ledger_(std::move(ledger)) {
+    if (ledger_) block_ = ledger_->block_allocated(name, kind, address, bytes);
+  }
+  ledger_entry(ledger_entry&& other) noexcept
+      : ledger_(std::move(other.ledger_)),
+        block_(std::exchange(other.block_, memory_ledger::no_block)) {}
+  ledger_entry& operator=(ledger_entry&& other) noexcept {
+    ledger_entry moved(std::move(other));
+    std::swap(ledger_, moved.ledger_);
+    std::swap(block_, moved.block_);
+    return *this;
+  }
+  ~ledger_entry() {
+    if (ledger_) ledger_->block_freed(block_);
+  }
+
+  /// A piece from `offset` of the block on.
+  void allocated(const memory_tag& tag, std::uint64_t offset, std::uint64_t bytes) noexcept {
+    if (ledger_) ledger_->allocated(block_, tag, offset, bytes);
+  }
+  /// As `memory_ledger::out_of_memory`.
+  void out_of_memory(const memory_tag& tag, std::uint64_t bytes, std::string_view text) noexcept {
+    if (ledger_) ledger_->out_of_memory(tag, bytes, text);
+  }
+
+ private:
+  std::shared_ptr<memory_ledger> ledger_;
+  std::size_t block_ = memory_ledger::no_block;
 };
 
 }  // namespace vggload

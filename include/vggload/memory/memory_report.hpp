@@ -16,12 +16,39 @@
 
 namespace vggload {
 
-/// A tensor that holds memory.
-struct live_tensor {
+/// A tensor that holds memory, or is to hold it.
+struct sized_tensor {
   std::string name;
   std::string layer;
   memory_role role = memory_role::other;
   std::uint64_t bytes = 0;
+};
+
+/// Many tensors in a few rows.
+struct tensor_summary {
+  std::vector<sized_tensor> largest;  // those with the most bytes, most first
+  std::uint64_t others = 0;           // how many more there are,
+  std::uint64_t other_bytes = 0;      // and what they hold
+  std::vector<std::pair<memory_role, std::uint64_t>> roles;  // bytes of all
+
+  tensor_summary() = default;
+  /// Keeps the `most` largest.
+  explicit tensor_summary(std::vector<sized_tensor> tensors, std::size_t most = 10) {
+    for (const sized_tensor& one : tensors) {
+      const auto found = std::ranges::find(roles, one.role, &decltype(roles)::value_type::first);
+      if (found == roles.end()) {
+        roles.emplace_back(one.role, one.bytes);
+      } else {
+        found->second += one.bytes;
+      }
+    }
+    std::ranges::stable_sort(tensors, std::ranges::greater{}, &sized_tensor::bytes);
+    const std::size_t kept = std::min(most, tensors.size());
+    others = tensors.size() - kept;
+    for (const sized_tensor& one : std::span(tensors).subspan(kept)) other_bytes += one.bytes;
+    tensors.resize(kept);
+    largest = std::move(tensors);
+  }
 };
 
 /// A process that holds memory of a GPU.
@@ -50,10 +77,8 @@ struct memory_report {
   std::optional<std::uint64_t> free;
   std::optional<std::uint64_t> largest_free;  // the largest that could be had in one piece
 
-  std::vector<live_tensor> largest;  // those with the most bytes, most first
-  std::uint64_t other_tensors = 0;   // that are live too,
-  std::uint64_t other_bytes = 0;     // and what they hold
-  std::vector<std::pair<memory_role, std::uint64_t>> roles;  // bytes of all live tensors
+  tensor_summary live;     // what holds memory
+  tensor_summary planned;  // what was still to come, the tensor that asked among them
 
   std::optional<std::uint64_t> context_bytes;  // of the GPU, taken by the CUDA context itself
   std::vector<gpu_process> processes;          // the others on the GPU
@@ -67,36 +92,26 @@ struct memory_report {
     if (*free == 0) return 0;
     return 1 - static_cast<double>(*largest_free) / static_cast<double>(*free);
   }
-
-  /// Fills `largest`, the others and `roles`; keeps the `most` largest.
-  void set_live_tensors(std::vector<live_tensor> tensors, std::size_t most = 10) {
-    roles.clear();
-    for (const live_tensor& one : tensors) {
-      const auto found = std::ranges::find(roles, one.role, &decltype(roles)::value_type::first);
-      if (found == roles.end()) {
-        roles.emplace_back(one.role, one.bytes);
-      } else {
-        found->second += one.bytes;
-      }
-    }
-    std::ranges::stable_sort(tensors, std::ranges::greater{}, &live_tensor::bytes);
-    const std::size_t kept = std::min(most, tensors.size());
-    other_tensors = tensors.size() - kept;
-    other_bytes = 0;
-    for (const live_tensor& one : std::span(tensors).subspan(kept)) other_bytes += one.bytes;
-    tensors.resize(kept);
-    largest = std::move(tensors);
-  }
 };
 
-/// The live pieces of a ledger, those in mapped files left out: they hold no memory.
-[[nodiscard]] inline std::vector<live_tensor> live_tensors(const ledger_snapshot& ledger) {
-  std::vector<live_tensor> live;
+/// What of a ledger is live, without the pieces in mapped files, which hold no memory.
+[[nodiscard]] inline tensor_summary live_tensors(const ledger_snapshot& ledger) {
+  std::vector<sized_tensor> tensors;
   for (const ledger_piece& piece : ledger.pieces) {
     if (!piece.live || ledger.blocks[piece.block].kind == memory_kind::mapped_file) continue;
-    live.push_back({piece.name, piece.layer, piece.role, piece.bytes});
+    tensors.push_back({piece.name, piece.layer, piece.role, piece.bytes});
   }
-  return live;
+  return tensor_summary(std::move(tensors));
+}
+
+/// What of a ledger was planned, or asked for, and has not come.
+[[nodiscard]] inline tensor_summary planned_tensors(const ledger_snapshot& ledger) {
+  std::vector<sized_tensor> tensors;
+  for (const ledger_piece& piece : ledger.pieces) {
+    if (piece.block != ledger_piece::no_block) continue;
+    tensors.push_back({piece.name, piece.layer, piece.role, piece.bytes});
+  }
+  return tensor_summary(std::move(tensors));
 }
 
 namespace detail {
@@ -123,6 +138,21 @@ class report_lines {
     text_ += '\n';
     return *this;
   }
+  void tensors(std::string_view title, const tensor_summary& summary) {
+    if (summary.largest.empty()) return;
+    head(title);
+    for (const sized_tensor& tensor : summary.largest) {
+      std::string label(name_of(tensor.role));
+      if (!tensor.layer.empty()) (label += ' ') += printable(tensor.layer, 40);
+      (label += ' ') += in_quotes(tensor.name);
+      bytes(std::move(label), tensor.bytes);
+    }
+    if (summary.others > 0) bytes(std::to_string(summary.others) + " more", summary.other_bytes);
+    if (summary.roles.size() < 2) return;
+    for (const auto& [role, sum] : summary.roles) {
+      bytes("all " + std::string(name_of(role)), sum);
+    }
+  }
   [[nodiscard]] std::string take() { return std::move(text_); }
 
  private:
@@ -146,20 +176,8 @@ class report_lines {
     lines.bytes("largest free block", *report.largest_free,
                 "  fragmentation " + std::to_string(percent) + " %");
   }
-  if (!report.largest.empty()) lines.head("live tensors");
-  for (const live_tensor& tensor : report.largest) {
-    std::string label(name_of(tensor.role));
-    if (!tensor.layer.empty()) (label += ' ') += printable(tensor.layer, 40);
-    (label += ' ') += in_quotes(tensor.name);
-    lines.bytes(std::move(label), tensor.bytes);
-  }
-  if (report.other_tensors > 0) {
-    lines.bytes(std::to_string(report.other_tensors) + " more", report.other_bytes);
-  }
-  if (report.roles.size() > 1) {
-    lines.head("by role");
-    for (const auto& [role, bytes] : report.roles) lines.bytes(std::string(name_of(role)), bytes);
-  }
+  lines.tensors("live tensors", report.live);
+  lines.tensors("still to come", report.planned);
   if (report.context_bytes) lines.bytes("the CUDA context itself", *report.context_bytes);
   if (!report.processes.empty()) lines.head("other processes on the GPU");
   for (const gpu_process& process : report.processes) {
