@@ -23,7 +23,7 @@ set(convert/x86_measure_may immintrin.h)
 set(convert/neon_may arm_neon.h)
 set(cuda/error_may cuda_runtime_api.h)
 set(io_system sys/mman.h sys/stat.h fcntl.h unistd.h)
-set(memory_system sys/mman.h fcntl.h unistd.h)
+set(memory_system sys/mman.h sys/resource.h fcntl.h unistd.h)
 
 set(breaches)
 file(GLOB_RECURSE headers RELATIVE ${INCLUDE}/vggload ${INCLUDE}/vggload/*.hpp)

@@ -98,19 +98,23 @@ TEST_CASE("too little address space is one line that names the largest tensor") 
   CHECK(result.err ==
         "error: " + checkpoint_file() +
             ": 276715088 bytes for the weights could not be allocated; the largest tensor, "
-            "'classifier.0.weight', takes 205520896\n");
+            "'classifier.0.weight', takes 205520896; this would fit: without the top (29433472 "
+            "bytes), streamed in windows, without keeping it (4096 bytes)\n");
 }
 
 TEST_CASE("a memory limit is kept exactly, and refused with the numbers where it cannot be") {
   const std::string least = std::to_string(destination + 4096);
   CHECK(load({"--memory-limit", least, "--threads", "8"})["windows_bytes"] == 4096);
-  const auto result = run_command({"load_vgg16", checkpoint_file(), "--memory-limit", "263MiB"});
+  const auto result = run_command(
+      {"load_vgg16", checkpoint_file(), "--memory-limit", std::to_string(destination + 4095)});
   CHECK(result.exit_code == 1);
   CHECK(result.err == "error: " + checkpoint_file() +
-                          ": the memory limit of 275775488 bytes cannot be kept: the destination "
+                          ": the memory limit of 276719183 bytes cannot be kept: the destination "
                           "needs 276715088 bytes "
                           "and a window at least 4096; the largest tensor, 'classifier.0.weight', "
-                          "takes 205520896\n");
+                          "takes 205520896; this would fit: without the top (29433472 bytes), "
+                          "mapped, in the types of the file (0 bytes), streamed in windows, "
+                          "without keeping it (4096 bytes)\n");
 }
 
 TEST_CASE("the top is skipped on request, and named") {

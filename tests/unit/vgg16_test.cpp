@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <span>
 #include <stop_token>
@@ -20,6 +21,8 @@
 #include <vggload/load/checkpoint.hpp>
 #include <vggload/load/dtype_policy.hpp>
 #include <vggload/memory/counting_resource.hpp>
+#include <vggload/memory/ledger.hpp>
+#include <vggload/memory/memory_report.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 #include <vggload/vgg16/binding.hpp>
 #include <vggload/vgg16/convert_layout.hpp>
@@ -425,12 +428,114 @@ TEST_CASE("a memory limit is kept, or refused before anything is read") {
     CHECK(std::string(e.what()) ==
           "fake file: the memory limit of 29429376 bytes cannot be kept: the destination needs "
           "29429376 bytes and a window at least 4096; the largest tensor, 'features.19.weight', "
-          "takes "
-          "4718592");
+          "takes 4718592; this would fit: streamed in windows, without keeping it (4096 bytes)");
     CHECK(e.tensor() == "features.19.weight");
   }
   CHECK(reader.history()->reads == reads);
   CHECK(counts.allocations == 0);
+}
+
+TEST_CASE("one byte too few: the error says what would fit, and its report what was wanted") {
+  const fake_reader reader(test::vgg16_tensors("torchvision", true));
+  const auto source = checkpoint::from(reader);
+  constexpr std::uint64_t as_f32 = 4 * 138'357'544;
+  constexpr std::uint64_t window = 4096;
+  const auto ledger = std::make_shared<memory_ledger>();
+  const auto refuse = [&](dtype_policy type, std::uint64_t limit) {
+    try {
+      (void)vgg16::load(source, {.dtype = type, .memory_limit = limit, .ledger = ledger});
+    } catch (const out_of_memory& e) {
+      return e;
+    }
+    FAIL("the limit is passed");
+    return out_of_memory({}, {}, 0);
+  };
+  // The file is FP32 that cannot be mapped: FP16 and the convolutions alone are less, and both.
+  const out_of_memory error = refuse(dtype::f32, as_f32 + window - 1);
+  CHECK(std::string(error.what())
+            .ends_with(
+                "; this would fit: as F16 (276719184 bytes), without the top (58862848 bytes), as "
+                "F16 without "
+                "the top (29433472 bytes), streamed in windows, without keeping it (4096 bytes)"));
+  CHECK(reader.history()->reads == 0);
+  REQUIRE(error.report());
+  const memory_report& report = *error.report();
+  CHECK(report.tensor == "classifier.0.weight");
+  CHECK(report.requested == as_f32);
+  CHECK(report.limit == as_f32 + window - 1);
+  CHECK(report.total.value_or(0) > report.free.value_or(1));
+  CHECK(report.live.largest.empty());
+  REQUIRE(report.planned.largest.size() == 10);
+  CHECK(report.planned.largest[0].name == "classifier.0.weight");
+  CHECK(report.planned.largest[0].layer == "fc1");
+  CHECK(report.planned.largest[0].bytes == 411'041'792);
+  CHECK(report.planned.largest[1].layer == "fc2");
+  CHECK(report.planned.others == 22);
+  CHECK(report.planned.roles ==
+        std::vector<std::pair<memory_role, std::uint64_t>>{{memory_role::weights, as_f32}});
+  REQUIRE(report.alternatives.size() == 4);
+  CHECK(report.alternatives[1].fits);
+  // Under a small limit the report still tells them, and the line only what fits.
+  const out_of_memory small = refuse(dtype::f32, 29'433'472);
+  CHECK(std::string(small.what()).find("fit: as F16 without the top (29433472 bytes), streamed") !=
+        std::string::npos);
+  REQUIRE(small.report()->alternatives.size() == 4);
+  CHECK_FALSE(small.report()->alternatives[0].fits);
+  CHECK(std::string(refuse(dtype::f16, 100).what()).ends_with("takes 205520896"));
+  // The exceptions of a policy count.
+  const auto mixed = dtype_policy(dtype::f32).keep_fp32([](std::string_view name) {
+    return name == "classifier.0.weight";
+  });
+  CHECK(std::string(refuse(mixed, as_f32).what()).find("as F16 (482240080 bytes)") !=
+        std::string::npos);
+  std::size_t out_of_memory_events = 0;
+  for (const ledger_event& event : ledger->snapshot().events) {
+    out_of_memory_events += event.kind == ledger_event_kind::out_of_memory ? 1 : 0;
+  }
+  CHECK(out_of_memory_events == 4);
+}
+
+TEST_CASE("a ledger knows each weight, the windows, and what is mapped") {
+  const test::temporary_folder folder;
+  const std::string path = write_features(folder);
+  const auto ledger = std::make_shared<memory_ledger>();
+  {
+    const auto model = vgg16::load(path, {.include_top = false, .threads = 2, .ledger = ledger});
+    const ledger_snapshot book = ledger->snapshot();
+    CHECK(book.live_bytes == 2 * 14'714'688);
+    CHECK(book.peak_bytes == 2 * 14'714'688 + 2 * 262'144);
+    REQUIRE(book.blocks.size() == 2);
+    CHECK(book.blocks[0].address ==
+          reinterpret_cast<std::uintptr_t>(model.memory().block().data()));
+    CHECK(book.blocks[1].name == "windows");
+    CHECK_FALSE(book.blocks[1].live);
+    REQUIRE(book.pieces.size() == 27);
+    CHECK(book.pieces[2].name == "features.2.weight");
+    CHECK(book.pieces[2].layer == "block1_conv2");
+    CHECK(book.pieces[2].role == memory_role::weights);
+    CHECK(book.pieces[2].bytes == 2 * 36'864);
+    CHECK(book.pieces[2].offset == 2 * (1728 + 64));
+    CHECK(book.pieces[2].live);
+    CHECK(book.pieces[26].role == memory_role::staging);
+    CHECK(book.lost_events == 0);
+  }
+  CHECK(ledger->live_bytes() == 0);
+  {
+    const auto model = vgg16::load(
+        path, {.dtype = dtype::f32, .include_top = false, .threads = 2, .ledger = ledger});
+    const ledger_snapshot book = ledger->snapshot();
+    CHECK(book.live_bytes == 0);
+    REQUIRE(book.blocks.size() == 3);
+    CHECK(book.blocks[2].kind == memory_kind::mapped_file);
+    CHECK(book.blocks[2].bytes == 4 * 14'714'688);
+    CHECK(std::ranges::count(book.pieces, true, &ledger_piece::live) == 26);
+    CHECK(live_tensors(book).largest.empty());
+  }
+  const ledger_snapshot book = ledger->snapshot();
+  CHECK(std::ranges::count(book.pieces, true, &ledger_piece::live) == 0);
+  // Each piece was planned or allocated once and freed once.
+  CHECK(std::ranges::count(book.events, ledger_event_kind::allocated, &ledger_event::kind) == 53);
+  CHECK(std::ranges::count(book.events, ledger_event_kind::freed, &ledger_event::kind) == 53);
 }
 
 TEST_CASE("a load can be stopped, and gives everything back") {

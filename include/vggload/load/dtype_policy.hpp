@@ -42,6 +42,15 @@ class dtype_policy {
     return policy;
   }
 
+  /// The same exceptions from another type.
+  [[nodiscard]] dtype_policy with_storage(std::optional<dtype> storage) const {
+    dtype_policy policy = *this;
+    policy.storage_ = storage;
+    return policy;
+  }
+
+  /// The type of most floating-point tensors; nothing: each keeps its own.
+  [[nodiscard]] std::optional<dtype> storage() const noexcept { return storage_; }
   [[nodiscard]] bool keeps_fp32(const tensor_info& tensor) const {
     return is_floating(tensor.dtype) && keeps_ && keeps_(tensor.name);
   }

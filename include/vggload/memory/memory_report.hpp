@@ -68,23 +68,23 @@ struct memory_alternative {
 /// The answer to "what filled the memory?", at the moment when it was out. What is not known is
 /// left out, and where somebody kept it back that is said.
 struct memory_report {
-  std::string tensor;           // that asked; empty where no tensor did
+  std::string tensor = {};      // that asked; empty where no tensor did
   std::uint64_t requested = 0;  // bytes
-  std::string place;            // "host memory", "GPU 0 (NVIDIA H100 80GB HBM3)"
+  std::string place = {};       // "host memory", "GPU 0 (NVIDIA H100 80GB HBM3)"
 
-  std::optional<std::uint64_t> limit;  // of bytes, which the user set
-  std::optional<std::uint64_t> total;  // bytes that there are in all
-  std::optional<std::uint64_t> free;
-  std::optional<std::uint64_t> largest_free;  // the largest that could be had in one piece
+  std::optional<std::uint64_t> limit = {};  // of bytes, which the user set
+  std::optional<std::uint64_t> total = {};  // bytes that there are in all
+  std::optional<std::uint64_t> free = {};
+  std::optional<std::uint64_t> largest_free = {};  // the largest that could be had in one piece
 
-  tensor_summary live;     // what holds memory
-  tensor_summary planned;  // what was still to come, the tensor that asked among them
+  tensor_summary live = {};     // what holds memory
+  tensor_summary planned = {};  // what was still to come, the tensor that asked among them
 
-  std::optional<std::uint64_t> context_bytes;  // of the GPU, taken by the CUDA context itself
-  std::vector<gpu_process> processes;          // the others on the GPU
-  std::vector<std::string> withheld;           // what could not be found out, and why
+  std::optional<std::uint64_t> context_bytes = {};  // of the GPU, taken by the CUDA context itself
+  std::vector<gpu_process> processes = {};          // the others on the GPU
+  std::vector<std::string> withheld = {};           // what could not be found out, and why
 
-  std::vector<memory_alternative> alternatives;
+  std::vector<memory_alternative> alternatives = {};
 
   /// The part of the free bytes that is outside the largest free block; 0 is a single one.
   [[nodiscard]] std::optional<double> fragmentation() const noexcept {

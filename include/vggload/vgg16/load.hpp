@@ -5,62 +5,33 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <memory>
 #include <new>
 #include <optional>
 #include <span>
-#include <stop_token>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-#include <vggload/convert/convert.hpp>
-#include <vggload/convert/overflow.hpp>
-#include <vggload/core/checked.hpp>
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
 #include <vggload/core/tensor_view.hpp>
 #include <vggload/io/weight_reader.hpp>
 #include <vggload/load/checkpoint.hpp>
-#include <vggload/load/dtype_policy.hpp>
 #include <vggload/load/memory_plan.hpp>
 #include <vggload/load/stream.hpp>
 #include <vggload/memory/arena.hpp>
 #include <vggload/memory/host_resource.hpp>
+#include <vggload/memory/ledger.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 #include <vggload/memory/resource.hpp>
 #include <vggload/vgg16/binding.hpp>
+#include <vggload/vgg16/load_plan.hpp>
 #include <vggload/vgg16/weights.hpp>
 
 namespace vggload::vgg16 {
-
-struct load_options {
-  /// The type of the loaded weights: f16, bf16, f32 or f64; with exceptions by name,
-  /// `dtype_policy(dtype::f16).keep_fp32(...)`. Tensors that have it in the file already are mapped,
-  /// not copied.
-  dtype_policy dtype = vggload::dtype::f16;
-  /// What becomes of weights that the type cannot hold.
-  overflow_policy overflow = overflow_policy::keep;
-  /// Whether all weights are measured: `load_report::measured`. Mapped ones are read for it.
-  bool measure_health = false;
-  /// False: without fc1, fc2 and predictions, which the file may have or not.
-  bool include_top = true;
-  /// True: what is not aligned for its type in the file is copied, so that `tensor_view::values`
-  /// shows all weights. PyTorch's files of before 2020 and NumPy's zips put tensors at any place;
-  /// `tensor_view::bytes` shows them there.
-  bool aligned = false;
-  /// 0: one for each processor.
-  unsigned threads = 0;
-  /// Most bytes that destination and windows may take together; mapped pages, which the kernel can
-  /// drop at any time, do not count. The load refuses beforehand where it cannot keep it.
-  std::optional<std::uint64_t> memory_limit = {};
-  /// Ends the load with `cancelled_error`.
-  std::stop_token stop = {};
-  /// Called from the caller's thread while bytes are read.
-  std::function<void(const stream_progress&)> progress = {};
-};
 
 /// What a load did.
 struct load_report {
@@ -84,11 +55,12 @@ template <host_accessible_resource Resource = host_resource>
 class model {
  public:
   model(vgg16::weights views, load_report report, arena<Resource> memory,
-        std::optional<checkpoint> mapped) noexcept
+        std::optional<checkpoint> mapped, ledger_entry mapped_entry = {}) noexcept
       : weights_(std::move(views)),
         report_(std::move(report)),
         memory_(std::move(memory)),
-        mapped_(std::move(mapped)) {}
+        mapped_(std::move(mapped)),
+        mapped_entry_(std::move(mapped_entry)) {}
 
   [[nodiscard]] const vgg16::weights& weights() const& noexcept { return weights_; }
   /// Views of a model that is gone at the end of the line would show nothing that is there.
@@ -102,76 +74,18 @@ class model {
   load_report report_;
   arena<Resource> memory_;
   std::optional<checkpoint> mapped_;  // none where no view points into the file
+  ledger_entry mapped_entry_;
 };
 
 namespace detail {
 
-/// One tensor on its way from the file to a view.
-struct loaded_tensor {
-  std::size_t index;  // in the file
-  const shape* dims;
-  dtype type;                                        // as loaded
-  std::optional<std::span<const std::byte>> mapped;  // none: goes to the arena
-  std::uint64_t bytes = 0;                           // as loaded
-};
-
-/// Decides for each bound tensor whether a view into the file does.
-[[nodiscard]] inline std::vector<loaded_tensor> choose_sources(const checkpoint& source,
-                                                               const binding& bound,
-                                                               const dtype_policy& types,
-                                                               bool aligned) {
-  std::vector<loaded_tensor> chosen;
-  chosen.reserve(2 * bound.layers.size());
-  const auto add = [&](std::size_t index, const shape& dims) {
-    const tensor_info& info = source.tensors()[index];
-    const dtype type = types.storage_of(info);
-    loaded_tensor tensor{index, &dims, type, std::nullopt, 0};
-    if (info.dtype == type) {
-      tensor.mapped = source.view(index);
-      if (aligned && tensor.mapped && !tensor_view::is_aligned_for(tensor.mapped->data(), type)) {
-        tensor.mapped.reset();
-      }
-    }
-    const auto bytes = bytes_of(type, dims);
-    if (!bytes || find_conversion(info.dtype, type) == nullptr) {
-      throw unsupported_error(printable(source.path()) + ": tensor " + in_quotes(info.name) + ": " +
-                              std::string(dtype_name(info)) + " " + to_string(info.shape) +
-                              " cannot be loaded as " + std::string(name_of(type)));
-    }
-    tensor.bytes = *bytes;
-    chosen.push_back(tensor);
-  };
-  for (const bound_layer& layer : bound.layers) {
-    add(layer.weight, layer.weight_shape);
-    add(layer.bias, layer.bias_shape);
-  }
-  return chosen;
-}
-
-/// The bytes of an arena that holds the tensors that are not mapped, each at its aligned place.
-[[nodiscard]] inline std::uint64_t arena_bytes(const checkpoint& source,
-                                               std::span<const loaded_tensor> tensors,
-                                               std::size_t alignment) {
-  std::optional<std::uint64_t> end = 0;
-  for (const loaded_tensor& tensor : tensors) {
-    if (tensor.mapped) continue;
-    end = checked_align_up(*end, alignment);
-    if (end) end = checked_add(*end, tensor.bytes);
-    if (!end || *end > SIZE_MAX) {
-      throw unsupported_error(printable(source.path()) + ": tensor " +
-                              in_quotes(source.tensors()[tensor.index].name) +
-                              ": the tensors up to it exceed the address space");
-    }
-  }
-  return *end;
-}
-
-template <host_accessible_resource Resource>
+template <memory_resource Resource>
 [[nodiscard]] arena<Resource> allocate_block(const checkpoint& source, std::string_view what,
                                              std::uint64_t bytes, const loaded_tensor& largest,
-                                             const Resource& resource) {
+                                             const Resource& resource,
+                                             const std::shared_ptr<memory_ledger>& ledger) {
   try {
-    return arena<Resource>(static_cast<std::size_t>(bytes), resource);
+    return arena<Resource>(static_cast<std::size_t>(bytes), resource, ledger, what);
   } catch (const std::bad_alloc&) {
     const std::string_view tensor = source.tensors()[largest.index].name;
     throw out_of_memory(vggload::detail::fixed_text()
@@ -202,6 +116,28 @@ class discarding_sink {
 
 static_assert(window_sink<discarding_sink>);
 
+/// Enters what views show in the file: one block from the first of their bytes to the last.
+template <class Tag>
+[[nodiscard]] ledger_entry enter_mapped(const checkpoint& source,
+                                        std::span<const loaded_tensor> tensors, const Tag& tag,
+                                        const std::shared_ptr<memory_ledger>& ledger) {
+  std::uintptr_t begin = UINTPTR_MAX;
+  std::uintptr_t end = 0;
+  const auto address = [](const loaded_tensor& tensor) {
+    return reinterpret_cast<std::uintptr_t>(tensor.mapped->data());
+  };
+  for (const loaded_tensor& tensor : tensors) {
+    if (!tensor.mapped) continue;
+    begin = std::min(begin, address(tensor));
+    end = std::max(end, address(tensor) + tensor.mapped->size());
+  }
+  ledger_entry entry(ledger, source.path(), memory_kind::mapped_file, begin, end - begin);
+  for (const loaded_tensor& tensor : tensors) {
+    if (tensor.mapped) entry.allocated(tag(tensor), address(tensor) - begin, tensor.bytes);
+  }
+  return entry;
+}
+
 template <host_accessible_resource Resource>
 [[nodiscard]] model<Resource> load(const checkpoint& source, const load_options& options,
                                    const Resource& resource) {
@@ -209,7 +145,6 @@ template <host_accessible_resource Resource>
   const binding bound = bind(source, options.include_top);
   const std::vector<loaded_tensor> tensors =
       choose_sources(source, bound, options.dtype, options.aligned);
-  constexpr std::size_t alignment = arena<Resource>::default_alignment;
 
   load_report report;
   report.family = bound.family;
@@ -221,17 +156,37 @@ template <host_accessible_resource Resource>
 
   // The plan comes first: a load that cannot keep its limit reads and allocates nothing.
   const loaded_tensor& largest = *std::ranges::max_element(tensors, {}, &loaded_tensor::bytes);
-  report.destination_bytes = arena_bytes(source, tensors, alignment);
-  const memory_plan plan =
-      plan_memory({.path = source.path(),
-                   .largest_tensor = source.tensors()[largest.index].name,
-                   .largest_tensor_bytes = largest.bytes,
-                   .destination_bytes = report.destination_bytes,
-                   .streams = report.destination_bytes > 0 || options.measure_health},
-                  options.threads, options.memory_limit);
+  const auto tag = [&](const loaded_tensor& tensor) {
+    return memory_tag(source.tensors()[tensor.index].name, layer_of(bound, tensor.index),
+                      memory_role::weights);
+  };
+  report.destination_bytes = arena_bytes(source, tensors, piece_alignment);
+  if (options.ledger) {
+    for (const loaded_tensor& tensor : tensors) {
+      if (!tensor.mapped) options.ledger->plan(tag(tensor), tensor.bytes);
+    }
+  }
+  const auto explaining = [&](auto&& action) {
+    try {
+      return action();
+    } catch (const out_of_memory& e) {
+      throw explained(e, source, options, tag(largest), largest.bytes, describe_host);
+    }
+  };
+  const memory_plan plan = explaining([&] {
+    return plan_memory({.path = source.path(),
+                        .largest_tensor = source.tensors()[largest.index].name,
+                        .largest_tensor_bytes = largest.bytes,
+                        .destination_bytes = report.destination_bytes,
+                        .streams = report.destination_bytes > 0 || options.measure_health},
+                       options.threads, options.memory_limit);
+  });
+  const auto allocate = [&](std::string_view what, std::uint64_t bytes) {
+    return explaining(
+        [&] { return allocate_block(source, what, bytes, largest, resource, options.ledger); });
+  };
 
-  arena<Resource> memory =
-      allocate_block(source, "the weights", report.destination_bytes, largest, resource);
+  arena<Resource> memory = allocate("the weights", report.destination_bytes);
   std::vector<transfer> transfers;
   std::vector<transfer> mapped_transfers;  // to nowhere, one behind the other
   std::vector<tensor_view> views;
@@ -246,7 +201,7 @@ template <host_accessible_resource Resource>
       continue;
     }
     const std::span<std::byte> place =
-        memory.allocate(info.name, static_cast<std::size_t>(tensor.bytes), alignment);
+        memory.allocate(tag(tensor), static_cast<std::size_t>(tensor.bytes), piece_alignment);
     transfers.push_back({tensor.index, tensor.type,
                          static_cast<std::uint64_t>(place.data() - memory.block().data())});
     element_order order = info.order;
@@ -260,8 +215,8 @@ template <host_accessible_resource Resource>
   if (!options.measure_health) mapped_transfers.clear();
   if (!transfers.empty() || !mapped_transfers.empty()) {
     report.windows_bytes = plan.windows_bytes();
-    const arena<Resource> windows =
-        allocate_block(source, "windows", plan.windows_bytes(), largest, resource);
+    arena<Resource> windows = allocate("windows", plan.windows_bytes());
+    (void)windows.allocate({"windows", "load", memory_role::staging}, windows.capacity());
     stream_options how{.threads = plan.threads,
                        .stop = options.stop,
                        .progress = options.progress,
@@ -293,11 +248,15 @@ template <host_accessible_resource Resource>
     layers.push_back({bound.layers[i].spec, std::move(views[2 * i]), std::move(views[2 * i + 1])});
   }
   std::optional<checkpoint> mapped;
-  if (report.mapped_bytes > 0) mapped = source;
+  ledger_entry mapped_entry;
+  if (report.mapped_bytes > 0) {
+    mapped = source;
+    if (options.ledger) mapped_entry = enter_mapped(source, tensors, tag, options.ledger);
+  }
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   report.seconds = elapsed.count();
   return {weights(bound.layout, std::move(layers)), std::move(report), std::move(memory),
-          std::move(mapped)};
+          std::move(mapped), std::move(mapped_entry)};
 }
 
 }  // namespace detail
@@ -308,7 +267,7 @@ template <host_accessible_resource Resource>
 /// thread, 4 MiB at most in all (`plan_memory`), and a few KiB of lists.
 ///
 /// Throws `binding_error` (the tensors are not VGG16's), `out_of_memory` (for the arena, before
-/// anything is read; names the largest tensor), `io_error`, `overflow_error` (where the policy is to
+/// anything is read; names the largest tensor and says what would fit; with a report), `io_error`, `overflow_error` (where the policy is to
 /// refuse), `cancelled_error`, `unsupported_error`.
 /// What was allocated is free again then.
 template <host_accessible_resource Resource = host_resource>
