@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -45,6 +46,18 @@ struct usual_results<float16> {
   static constexpr std::uint16_t from = 1;  // not zero
   static constexpr std::uint16_t subnormal_below = 0x0400;
 };
+/// From which result on no relative error exceeds `most`, where that is beyond what normal results
+/// have: a subnormal result of n units is half a unit away from its source at most, which is no
+/// smaller than n - 1/2 units. 0: there is no such result.
+template <class To>
+[[nodiscard]] inline std::uint16_t no_larger_error_from(float most) noexcept {
+  constexpr float most_of_normal = 0x1p-11F;
+  if constexpr (std::same_as<To, float16>) {
+    if (most >= most_of_normal) return static_cast<std::uint16_t>(std::ceil(0.5 + 0.5 / most));
+  }
+  return 0;
+}
+
 /// Below 2^-64 a product in the comparison of errors could become subnormal, and not be exact.
 template <>
 struct usual_results<bfloat16> {
@@ -338,8 +351,11 @@ struct avx512_measuring : avx512 {
     std::uint64_t unusual;
     std::uint64_t neg;
     std::uint64_t subnormal;
-    __m512i most;
-    __m512 error;
+    __m512 most_low;  // the largest magnitudes
+    __m512 most_high;
+    float largest_error;
+    __m512 error;        // the same in each lane
+    __m512i usual_from;  // smaller 16-bit results are not usual
   };
 
   [[gnu::always_inline]] VGGLOAD_AVX512 static __m512i magnitude_of(__m512 x) noexcept {
@@ -420,47 +436,71 @@ struct avx512_measuring : avx512 {
     return _mm512_castps_si512(_mm512_fnmadd_ps(error, _mm512_castsi512_ps(magnitude), distance));
   }
 
-  template <class From, class To>
+  /// Of numbers, lane by lane, in one instruction.
+  [[gnu::always_inline]] VGGLOAD_AVX512 static __m512 largest_magnitude(__m512 a,
+                                                                        __m512 b) noexcept {
+    return _mm512_range_ps(a, b, 0b1011);  // of the magnitudes the larger, without its sign
+  }
+
+  template <class To>
+  [[gnu::always_inline]] VGGLOAD_AVX512 static void set_error(counts& c, float error) noexcept {
+    c.largest_error = error;
+    c.error = _mm512_set1_ps(error);
+    c.usual_from = _mm512_set1_epi16(
+        static_cast<short>(std::max(usual_results<To>::from, no_larger_error_from<To>(error))));
+  }
+
+  /// `ErrorsKnown`: no usual result has a relative error above the largest so far.
+  template <class From, class To, bool ErrorsKnown>
   [[gnu::always_inline]] VGGLOAD_AVX512 static void count_narrow(lanes x, __m512i narrow, counts& c,
                                                                  tensor_health& health) noexcept {
-    using usual = usual_results<To>;
     const __m512i result = _mm512_and_si512(narrow, _mm512_set1_epi16(0x7FFF));
     const std::uint32_t unusual = _mm512_cmpge_epu16_mask(
-        _mm512_sub_epi16(result, _mm512_set1_epi16(usual::from)),
-        _mm512_set1_epi16(static_cast<short>(infinity_bits<To> - usual::from)));
-    const lanes y = widen_result<To>(narrow);
-    __m512i low = magnitude_of(x.low);
-    __m512i high = magnitude_of(x.high);
-    const __m512i low_excess = excess(x.low, y.low, low, c.error);
-    const __m512i high_excess = excess(x.high, y.high, high, c.error);
+        _mm512_sub_epi16(result, c.usual_from),
+        _mm512_sub_epi16(_mm512_set1_epi16(infinity_bits<To>), c.usual_from));
+    std::uint32_t negative = number_of(_mm512_movepi16_mask(narrow));
+    std::uint32_t subnormal = 0;
+    if constexpr (std::same_as<To, float16>) {
+      subnormal = number_of(
+          _mm512_cmplt_epu16_mask(result, _mm512_set1_epi16(usual_results<To>::subnormal_below)));
+    }
     const __m512i none = _mm512_setzero_si512();
-    const std::uint32_t exceeding =
-        number_of(_mm512_cmpgt_epi32_mask(_mm512_max_epi32(low_excess, high_excess), none));
+    __m512i low_excess = none;
+    __m512i high_excess = none;
+    std::uint32_t exceeding = 0;
+    if constexpr (!ErrorsKnown) {
+      const lanes y = widen_result<To>(narrow);
+      low_excess = excess(x.low, y.low, magnitude_of(x.low), c.error);
+      high_excess = excess(x.high, y.high, magnitude_of(x.high), c.error);
+      exceeding =
+          number_of(_mm512_cmpgt_epi32_mask(_mm512_max_epi32(low_excess, high_excess), none));
+    }
     if ((unusual | exceeding) != 0) [[unlikely]] {
       c.unusual += static_cast<unsigned>(std::popcount(unusual));
-      c.error = _mm512_set1_ps(
+      const lanes y = widen_result<To>(narrow);
+      const float error =
           count_unusual<From, To>(x.low, x.high, y.low, y.high, unusual,
                                   lanes_of(_mm512_cmpgt_epi32_mask(low_excess, none),
                                            _mm512_cmpgt_epi32_mask(high_excess, none)),
-                                  health));
-      low = _mm512_maskz_mov_epi32(static_cast<__mmask16>(~unusual), low);
-      high = _mm512_maskz_mov_epi32(static_cast<__mmask16>(~unusual >> 16U), high);
+                                  health);
+      if (error > c.largest_error) set_error<To>(c, error);
+      negative &= ~unusual;
+      subnormal &= ~unusual;
+      x.low = _mm512_maskz_mov_ps(static_cast<__mmask16>(~unusual), x.low);
+      x.high = _mm512_maskz_mov_ps(static_cast<__mmask16>(~unusual >> 16U), x.high);
     }
-    c.neg += static_cast<unsigned>(std::popcount(_mm512_movepi16_mask(narrow) & ~unusual));
-    if constexpr (std::same_as<To, float16>) {
-      const std::uint32_t subnormal =
-          _mm512_cmplt_epu16_mask(result, _mm512_set1_epi16(usual::subnormal_below));
-      c.subnormal += static_cast<unsigned>(std::popcount(subnormal & ~unusual));
-    }
-    c.most = _mm512_max_epu32(c.most, _mm512_max_epu32(low, high));
+    c.neg += static_cast<unsigned>(std::popcount(negative));
+    c.subnormal += static_cast<unsigned>(std::popcount(subnormal));
+    c.most_low = largest_magnitude(c.most_low, x.low);
+    c.most_high = largest_magnitude(c.most_high, x.high);
   }
 
   template <class From>
   [[gnu::always_inline]] VGGLOAD_AVX512 static void count_exact(lanes x, counts& c,
                                                                 tensor_health& health) noexcept {
     using usual = usual_results<float>;
-    __m512i low = magnitude_of(x.low);
-    __m512i high = magnitude_of(x.high);
+    const __m512i low = magnitude_of(x.low);
+    const __m512i high = magnitude_of(x.high);
     const __m512i least = _mm512_set1_epi32(usual::from);
     const __m512i range = _mm512_set1_epi32(infinity_bits<float> - usual::from);
     const std::uint32_t unusual =
@@ -469,13 +509,30 @@ struct avx512_measuring : avx512 {
     if (unusual != 0) [[unlikely]] {
       c.unusual += static_cast<unsigned>(std::popcount(unusual));
       count_unusual<From, float>(x.low, x.high, x.low, x.high, unusual, 0, health);
-      low = _mm512_maskz_mov_epi32(static_cast<__mmask16>(~unusual), low);
-      high = _mm512_maskz_mov_epi32(static_cast<__mmask16>(~unusual >> 16U), high);
+      x.low = _mm512_maskz_mov_ps(static_cast<__mmask16>(~unusual), x.low);
+      x.high = _mm512_maskz_mov_ps(static_cast<__mmask16>(~unusual >> 16U), x.high);
     }
     const std::uint32_t negative = lanes_of(_mm512_movepi32_mask(_mm512_castps_si512(x.low)),
                                             _mm512_movepi32_mask(_mm512_castps_si512(x.high)));
     c.neg += static_cast<unsigned>(std::popcount(negative & ~unusual));
-    c.most = _mm512_max_epu32(c.most, _mm512_max_epu32(low, high));
+    c.most_low = largest_magnitude(c.most_low, x.low);
+    c.most_high = largest_magnitude(c.most_high, x.high);
+  }
+
+  template <class From, class To, bool Stream, bool ErrorsKnown>
+  [[gnu::always_inline]] VGGLOAD_AVX512 static void measure_step(const std::byte* from,
+                                                                 std::byte* to, counts& c,
+                                                                 tensor_health& health) noexcept {
+    if constexpr (Stream) prefetch<step * sizeof(From)>(from);
+    const lanes values = load<From, To>(from);
+    if constexpr (sizeof(To) == 2) {
+      const __m512i bits = narrow<To>(values);
+      store_bits<Stream>(to, bits);
+      count_narrow<From, To, ErrorsKnown>(values, bits, c, health);
+    } else {
+      store<To, Stream>(values, to, _mm512_setzero_si512());
+      count_exact<From>(values, c, health);
+    }
   }
 
   template <class From, class To, bool Stream>
@@ -483,23 +540,22 @@ struct avx512_measuring : avx512 {
                                                        std::byte* destination, std::size_t count,
                                                        tensor_health& health) noexcept {
     counts c{};
-    c.error = _mm512_set1_ps(static_cast<float>(health.max_relative_error));
+    if constexpr (sizeof(To) == 2) set_error<To>(c, static_cast<float>(health.max_relative_error));
     std::size_t i = 0;
-    for (; i + step <= count; i += step) {
-      if constexpr (Stream) prefetch<step * sizeof(From)>(source + i * sizeof(From));
-      const lanes values = load<From, To>(source + i * sizeof(From));
-      std::byte* const to = destination + i * sizeof(To);
-      if constexpr (sizeof(To) == 2) {
-        const __m512i bits = narrow<To>(values);
-        store_bits<Stream>(to, bits);
-        count_narrow<From, To>(values, bits, c, health);
-      } else {
-        store<To, Stream>(values, to, _mm512_setzero_si512());
-        count_exact<From>(values, c, health);
+    while (i + step <= count && no_larger_error_from<To>(c.largest_error) == 0) {
+      measure_step<From, To, Stream, false>(source + i * sizeof(From), destination + i * sizeof(To),
+                                            c, health);
+      i += step;
+    }
+    if constexpr (std::same_as<To, float16>) {
+      for (; i + step <= count; i += step) {
+        measure_step<From, To, Stream, true>(source + i * sizeof(From),
+                                             destination + i * sizeof(To), c, health);
       }
     }
     if constexpr (Stream) _mm_sfence();
-    const auto most = std::bit_cast<std::array<std::uint32_t, 16>>(c.most);
+    const auto most =
+        std::bit_cast<std::array<std::uint32_t, 16>>(largest_magnitude(c.most_low, c.most_high));
     health += usual_health(i - c.unusual, c.neg, c.subnormal, *std::ranges::max_element(most));
     measure_scalar<From, To>(source + i * sizeof(From), destination + i * sizeof(To), count - i,
                              health);
