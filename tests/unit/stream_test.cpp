@@ -164,18 +164,21 @@ TEST_CASE("progress rises to the whole, on the caller's thread") {
   std::vector<std::byte> windows(3 * 65536);
   memory_sink sink(out);
   const auto caller = std::this_thread::get_id();
-  std::uint64_t last = 0;
-  std::size_t calls = 0;
-  stream(reader, wanted.transfers, sink, windows,
-         {.threads = 3, .progress = [&](const stream_progress& progress) {
-            CHECK(std::this_thread::get_id() == caller);
-            CHECK(progress.done_bytes >= last);
-            CHECK(progress.total_bytes == reader.file_bytes());
-            last = progress.done_bytes;
-            ++calls;
-          }});
-  CHECK(last == reader.file_bytes());
-  CHECK(calls > 1);
+  for (const unsigned threads : {1U, 3U}) {
+    std::uint64_t last = 0;
+    std::size_t calls = 0;
+    stream(reader, wanted.transfers, sink, windows,
+           {.threads = threads, .progress = [&](const stream_progress& progress) {
+              CHECK(std::this_thread::get_id() == caller);
+              CHECK(progress.done_bytes >= last);
+              CHECK(progress.total_bytes == reader.file_bytes());
+              last = progress.done_bytes;
+              ++calls;
+            }});
+    CHECK(last == reader.file_bytes());
+    // Of several threads the others may be quick enough to leave the caller nothing but the end.
+    CHECK(calls > (threads == 1 ? 1 : 0));
+  }
 }
 
 TEST_CASE("a stop ends the stream soon, with an error that says how far it was") {
