@@ -62,6 +62,12 @@ class protobuf_message {
     append_double(bytes_, value);
     return *this;
   }
+  /// One number of a repeated field, which proto3 packs.
+  protobuf_message& packed(unsigned field, std::uint64_t value) {
+    protobuf_message numbers;
+    numbers.append_varint(value);
+    return message(field, numbers);
+  }
   /// Raw bytes, or a nested message.
   protobuf_message& bytes(unsigned field, std::string_view value) {
     tag(field, 2);
@@ -226,8 +232,8 @@ class tfdbg_writer {
     protobuf_message location;
     location.text(1, host_).text(2, frame_id(index));
     protobuf_message execution;
-    execution.text(1, row.name).varint(2, 1).varint(5, tensor_id).varint(6, full_health);
-    execution.message(7, tensor).message(8, location).varint(9, device_id);
+    execution.text(1, row.name).varint(2, 1).packed(5, tensor_id).varint(6, full_health);
+    execution.message(7, tensor).message(8, location).packed(9, device_id);
     append(execution_, 9, execution);
   }
 

@@ -23,9 +23,9 @@ namespace vggload {
 
 namespace detail {
 
-/// Text from outside in XML: cut, control characters escaped, and without what XML cannot say.
-[[nodiscard]] inline std::string xml_text(std::string_view text, std::size_t limit = 4096) {
-  const std::string clean = as_utf8(printable(text, limit));
+/// Text without control characters (`printable`) in XML, which cannot say all of Unicode.
+[[nodiscard]] inline std::string xml_text(std::string_view text) {
+  const std::string clean = as_utf8(text);
   std::string out;
   for (std::size_t i = 0; i < clean.size(); ++i) {
     const std::string_view rest = std::string_view(clean).substr(i);
@@ -159,10 +159,9 @@ class timeline_drawing {
       const bool came = piece->block != ledger_piece::no_block;
       const bool mapped = in_mapped_file(ledger_, *piece);
       if (mapped) mapped_bytes_ += piece->bytes;
-      tensors.push_back({piece->name + (!came    ? " (never came)"
-                                        : mapped ? " (in its file)"
-                                                 : ""),
-                         piece->layer, piece->role, piece->bytes});
+      const std::string_view note = !came ? " (never came)" : mapped ? " (in its file)" : "";
+      tensors.push_back({printable(piece->name, 50).append(note), printable(piece->layer, 20),
+                         piece->role, piece->bytes});
     }
     largest_ = tensor_summary(std::move(tensors), 12);
   }
@@ -320,8 +319,8 @@ class timeline_drawing {
     double at = table_top + 8;
     for (const sized_tensor& tensor : largest_.largest) {
       at += row_height;
-      text(left, at, "", printable(tensor.name, 60));
-      text(left + 480, at, "", printable(tensor.layer, 20));
+      text(left, at, "", tensor.name);
+      text(left + 480, at, "", tensor.layer);
       text(left + 620, at, "", name_of(tensor.role));
       text(width - 10, at, "end", with_commas(tensor.bytes) + " bytes");
     }
