@@ -5,7 +5,8 @@
 
 Inputs are random: a fresh seed each time, printed so that a failure can be
 repeated. One line for each check; exit code 1 where one failed. Needs the
-packages of requirements.txt, and about 3 GB of disk for the full-size files.
+packages of requirements.txt, those of requirements_tensorflow.txt in
+build/tensorflow-venv, and about 3 GB of disk for the full-size files.
 """
 
 import argparse
@@ -16,7 +17,8 @@ import time
 import traceback
 from pathlib import Path
 
-import check_formats  # noqa: F401 (registers its checks)
+import check_dump  # noqa: F401 (registers its checks)
+import check_formats  # noqa: F401
 import check_precision  # noqa: F401
 import check_safetensors  # noqa: F401
 import check_usage  # noqa: F401

@@ -282,9 +282,8 @@ class timeline_drawing {
       lower = new_lower;
     }
     step(right, y(lower));
-    for (auto one = lower_steps.rbegin(); one != lower_steps.rend(); ++one) {
-      step(one->first, y(one->second));
-    }
+    std::ranges::reverse(lower_steps);
+    for (const auto& [at, bytes] : lower_steps) step(at, y(bytes));
     svg_ += "Z\"><title>";
     svg_ += name_of(static_cast<memory_role>(role));
     svg_ += "</title></path>\n";
