@@ -11,11 +11,13 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include "command.hpp"
+#include "memory_dump.hpp"
 #include "open_any.hpp"
 #include "precision.hpp"
 
@@ -132,7 +134,6 @@ void print_report(const vggload::checkpoint& file, const vggload::vgg16::model<>
   for (const std::string& name : report.skipped) {
     row("skipped", "", vggload::printable(name));
   }
-  command::print_health(file, report.measured);
 }
 
 }  // namespace
@@ -160,6 +161,7 @@ int main(int argc, char** argv) try {
       ->transform(command::byte_size());
   command::add_threads(app, threads);
   const command::precision_options precision(app);
+  command::memory_dump dump(app);
   app.add_flag("--json", json, "The report as JSON");
   return command::run(app, argc, argv, path, [&] {
     const vggload::dtype type = types.at(type_name);
@@ -167,28 +169,41 @@ int main(int argc, char** argv) try {
     command::progress_bar bar("loading");
     const auto stream = command::stream_options(threads, interrupted, bar);
 
+    dump.begin();
     vggload::reset_peak_resident();
     const auto before = vggload::read_process_memory();
     const auto start = std::chrono::steady_clock::now();
-    const vggload::checkpoint file = command::open_any(path);
-    const auto model = vggload::vgg16::load(file, {.dtype = precision.types(file, type),
-                                                   .overflow = precision.overflow(),
-                                                   .measure_health = precision.health(),
-                                                   .include_top = !no_top,
-                                                   .threads = threads,
-                                                   .memory_limit = memory_limit,
-                                                   .stop = stream.stop,
-                                                   .progress = stream.progress});
+    const auto loaded = [&] {
+      try {
+        const vggload::checkpoint file = command::open_any(path);
+        return std::pair(file, vggload::vgg16::load(
+                                   file, {.dtype = precision.types(file, type),
+                                          .overflow = precision.overflow(),
+                                          .measure_health = precision.health() || dump.is_wanted(),
+                                          .include_top = !no_top,
+                                          .threads = threads,
+                                          .memory_limit = memory_limit,
+                                          .stop = stream.stop,
+                                          .ledger = dump.ledger(),
+                                          .progress = dump.sampling(stream.progress)}));
+      } catch (...) {
+        dump.write_failure(json);
+        throw;
+      }
+    }();
+    const auto& [file, model] = loaded;
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
     const auto after = vggload::read_process_memory();
     measurement measured{elapsed.count(), std::nullopt};
     if (before && after) measured.peak_growth = after->peak_resident - before->resident;
     bar.clear();
+    dump.write(file, model.report().measured);
     precision.warn(file, model.report().overflowed);
     if (json) {
       print_json(file, model, type, precision, measured);
     } else {
       print_report(file, model, type, measured);
+      if (precision.health()) command::print_health(file, model.report().measured);
     }
   });
 } catch (...) {

@@ -32,8 +32,6 @@
 
 namespace vggload {
 
-namespace detail {
-
 /// Makes the folder, and those around it, where they are missing. Throws `io_error`.
 inline void make_folder(const std::string& folder) {
   struct ::stat status {};
@@ -44,9 +42,11 @@ inline void make_folder(const std::string& folder) {
   const std::size_t slash = folder.find_last_of('/', folder.find_last_not_of('/'));
   if (slash != std::string::npos && slash > 0) make_folder(folder.substr(0, slash));
   if (::mkdir(folder.c_str(), 0777) != 0 && errno != EEXIST) {
-    throw_system_error(folder, "cannot make the folder", errno);
+    detail::throw_system_error(folder, "cannot make the folder", errno);
   }
 }
+
+namespace detail {
 
 /// Whether a file is one that an earlier dump may have left and this one would not replace.
 [[nodiscard]] inline bool left_by_dump(std::string_view name) {
@@ -127,7 +127,7 @@ inline void write_dump(const std::string& folder, const ledger_snapshot& ledger,
   }
   for (named_bytes& file : tfdbg_files(health, ledger.start)) files.push_back(std::move(file));
 
-  detail::make_folder(folder);
+  make_folder(folder);
   for (const named_bytes& file : files) {
     // No space is reserved: that would cost more than writing these few bytes.
     atomic_output_file output(folder + '/' + file.name, 0);
