@@ -7,7 +7,7 @@
 get_target_property(header_files vggload HEADER_SET)
 list(FILTER header_files EXCLUDE REGEX "[.]cuh$") # for nvcc: tests/cuda
 if(NOT VGGLOAD_CUDA)
-  list(FILTER header_files EXCLUDE REGEX "cuda/error[.]hpp$") # includes the runtime's header
+  list(FILTER header_files EXCLUDE REGEX "cuda/(error|resources|runtime_api)[.]hpp$") # include CUDA's
 endif()
 add_executable(headers_test cmake/headers_main.cpp)
 target_link_libraries(headers_test PRIVATE vggload_development vggload::hdf5 vggload::onnx

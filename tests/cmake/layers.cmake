@@ -10,7 +10,7 @@ set(memory_may core memory)
 set(load_may core io convert memory load)
 set(trace_may core io convert memory trace)
 set(vgg16_may core io convert memory load vgg16)
-set(cuda_may core convert cuda)
+set(cuda_may core convert memory cuda)
 
 # Headers from elsewhere that are not the standard library's, and the only ones that may have them.
 set(io/inflate_may zlib.h)
@@ -27,6 +27,7 @@ set(convert/x86_may cpuid.h immintrin.h)
 set(convert/x86_measure_may immintrin.h)
 set(convert/neon_may arm_neon.h)
 set(cuda/error_may cuda_runtime_api.h)
+set(cuda/runtime_api_may cuda.h cudaTypedefs.h cuda_runtime_api.h)
 set(io_system sys/mman.h sys/stat.h fcntl.h unistd.h)
 set(memory_system sys/mman.h sys/resource.h fcntl.h unistd.h)
 

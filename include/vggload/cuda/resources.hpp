@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <vggload/cuda/device_resource.hpp>
+#include <vggload/cuda/pinned_resource.hpp>
+#include <vggload/cuda/runtime_api.hpp>
+
+// The resources over CUDA itself.
+
+namespace vggload::cuda {
+
+/// Memory of the current device, by cudaMalloc.
+using device_resource = basic_device_resource<runtime_api>;
+static_assert(memory_resource<device_resource> && !host_accessible_resource<device_resource>);
+
+/// Page-locked memory of the host that devices reach, by cudaMallocHost.
+using pinned_resource = basic_pinned_resource<runtime_api>;
+static_assert(host_accessible_resource<pinned_resource>);
+
+}  // namespace vggload::cuda
