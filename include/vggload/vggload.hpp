@@ -37,6 +37,7 @@
 #include <vggload/memory/host_resource.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 #include <vggload/memory/process_memory.hpp>
+#include <vggload/memory/reserving_host_resource.hpp>
 #include <vggload/memory/resource.hpp>
 #include <vggload/version.hpp>
 #include <vggload/vgg16/binding.hpp>

@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 
 #include <vggload/cuda/memory_api.hpp>
+#include <vggload/memory/aligned_mapping.hpp>
 
 namespace vggload::test {
 
@@ -252,14 +253,15 @@ class fake_cuda {
     bytes = fake_driver::granularity;
     return success;
   }
-  [[nodiscard]] status reserve_addresses(void*& address, std::size_t bytes) const noexcept {
+  [[nodiscard]] status reserve_addresses(void*& address, std::size_t bytes,
+                                         std::size_t alignment) const noexcept {
     if (const auto failure = driver_->begin_call()) return *failure;
     if (bytes == 0 || bytes % fake_driver::granularity != 0) {
       return driver_->misuse("a range of no multiple of the granularity");
     }
     if (bytes > fake_driver::addressable_bytes) return driver_->finish(no_memory);
-    address = ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (address == MAP_FAILED) return driver_->finish(no_memory);
+    address = vggload::detail::map_aligned(bytes, alignment, PROT_NONE);
+    if (address == nullptr) return driver_->finish(no_memory);
     driver_->ranges_[address] = {bytes, {}};
     return success;
   }

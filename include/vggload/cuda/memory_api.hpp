@@ -61,7 +61,7 @@ concept memory_api = std::copyable<Api> && std::equality_comparable<Api> &&
   { api.get_granularity(count, device) }
   noexcept->std::same_as<typename Api::status>;
   // cuMemAddressReserve, cuMemAddressFree
-  { api.reserve_addresses(address, bytes) }
+  { api.reserve_addresses(address, bytes, bytes) }
   noexcept->std::same_as<typename Api::status>;
   { api.free_addresses(address, bytes) }
   noexcept->std::same_as<typename Api::status>;

@@ -60,10 +60,11 @@ class runtime_api {
     return call_driver<PFN_cuMemGetAllocationGranularity_v10020>(
         "cuMemGetAllocationGranularity", &bytes, &properties, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
   }
-  [[nodiscard]] status reserve_addresses(void*& address, std::size_t bytes) const noexcept {
+  [[nodiscard]] status reserve_addresses(void*& address, std::size_t bytes,
+                                         std::size_t alignment) const noexcept {
     CUdeviceptr begin = 0;
     const status result = call_driver<PFN_cuMemAddressReserve_v10020>(
-        "cuMemAddressReserve", &begin, bytes, std::size_t{0}, CUdeviceptr{0}, no_flags);
+        "cuMemAddressReserve", &begin, bytes, alignment, CUdeviceptr{0}, no_flags);
     address = std::bit_cast<void*>(begin);
     return result;
   }
