@@ -9,6 +9,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <sys/mman.h>
@@ -16,15 +17,16 @@
 #include <vggload/cuda/memory_api.hpp>
 #include <vggload/memory/aligned_mapping.hpp>
 
-namespace vggload::test {
+namespace test {
 
 enum class fake_status { success, no_memory, invalid_value, unsupported };
 
 /// What a `fake_cuda` throws for everything that is not want of memory.
-class fake_cuda_error : public error {
+class fake_cuda_error : public vggload::error {
  public:
   fake_cuda_error(const char* call, fake_status status)
-      : error(std::string(call) + ": fake error " + std::to_string(static_cast<int>(status))),
+      : vggload::error(std::string(call) + ": fake error " +
+                       std::to_string(static_cast<int>(status))),
         status_(status) {}
 
   [[nodiscard]] fake_status status() const { return status_; }
@@ -45,8 +47,8 @@ class fake_driver {
   fake_driver(const fake_driver&) = delete;
   fake_driver& operator=(const fake_driver&) = delete;
   ~fake_driver() {
-    for (const auto& [address, block] : blocks_) std::free(address);
-    for (const auto& [address, bytes] : freed_) std::free(address);
+    for (const auto& [address, block] : blocks_) std::free(block.storage);
+    for (const auto& [address, block] : freed_) std::free(block.storage);
     for (const auto& [address, range] : ranges_) ::munmap(address, range.bytes);
   }
 
@@ -55,10 +57,10 @@ class fake_driver {
     failing_call_ = calls_ + number;
     failure_ = status;
   }
-  /// No call fails by order any more.
-  void fail_no_call() { failing_call_.reset(); }
   /// Lets the current device be another one.
   void set_device(int device) { device_ = device; }
+  /// Lets pinned memory begin anywhere.
+  void misalign_pinned() { pinned_offset_ = 64; }
 
   /// Calls so far, those that failed included.
   [[nodiscard]] std::uint64_t calls() const { return calls_; }
@@ -77,9 +79,10 @@ class fake_driver {
   /// back. Empty where all is well.
   [[nodiscard]] std::vector<std::string> faults() const {
     std::vector<std::string> found = misuses_;
-    for (const auto& [address, bytes] : freed_) {
+    for (const auto& [address, block] : freed_) {
       const auto* const begin = static_cast<const std::uint8_t*>(address);
-      if (!std::all_of(begin, begin + bytes, [](std::uint8_t byte) { return byte == poison; })) {
+      if (!std::all_of(begin, begin + block.bytes,
+                       [](std::uint8_t byte) { return byte == poison; })) {
         found.emplace_back("memory was written after it was given back");
       }
     }
@@ -100,9 +103,10 @@ class fake_driver {
   static constexpr std::size_t addressable_bytes = std::size_t{1} << 40U;
 
   enum class kind { device, device_async, pinned };
-  struct live_block {
+  struct owned_block {
     std::size_t bytes;
     kind from;
+    void* storage;  // what std::free takes
   };
   struct mapping {
     std::size_t bytes;
@@ -143,9 +147,12 @@ class fake_driver {
       return finish(fake_status::no_memory);
     }
     const std::size_t alignment = pinned ? 4096 : 256;
-    address = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+    const std::size_t offset = pinned ? pinned_offset_ : 0;
+    void* const storage =
+        std::aligned_alloc(alignment, (offset + bytes + alignment - 1) / alignment * alignment);
+    address = static_cast<std::byte*>(storage) + offset;
     std::memset(address, uninitialised, bytes);
-    blocks_[address] = {bytes, from};
+    blocks_[address] = {bytes, from, storage};
     in_use += bytes;
     return fake_status::success;
   }
@@ -156,7 +163,7 @@ class fake_driver {
     if (found == blocks_.end()) return misuse("what is no block, or no longer, was given back");
     if (found->second.from != from) return misuse("a block was given back to another call");
     std::memset(address, poison, found->second.bytes);
-    freed_.emplace_back(address, found->second.bytes);
+    freed_.emplace_back(address, found->second);
     (from == kind::pinned ? host_bytes_in_use_ : device_bytes_in_use_) -= found->second.bytes;
     blocks_.erase(found);
     return fake_status::success;
@@ -181,12 +188,13 @@ class fake_driver {
   std::size_t device_bytes_in_use_ = 0;
   std::size_t host_bytes_in_use_ = 0;
   int device_ = 0;
+  std::size_t pinned_offset_ = 0;
   std::uint64_t calls_ = 0;
   std::optional<std::uint64_t> failing_call_;
   fake_status failure_ = fake_status::success;
   fake_status last_error_ = fake_status::success;
-  std::map<void*, live_block> blocks_;
-  std::vector<std::pair<void*, std::size_t>> freed_;
+  std::map<void*, owned_block> blocks_;
+  std::vector<std::pair<void*, owned_block>> freed_;
   std::map<void*, address_range> ranges_;
   std::map<std::uint64_t, physical> handles_;
   std::uint64_t next_handle_ = 1;
@@ -355,6 +363,6 @@ class fake_cuda {
   fake_driver* driver_;
 };
 
-static_assert(cuda::memory_api<fake_cuda>);
+static_assert(vggload::cuda::memory_api<fake_cuda>);
 
-}  // namespace vggload::test
+}  // namespace test

@@ -43,6 +43,8 @@ class counting_resource {
     counts_->bytes_in_use -= bytes;
   }
 
+  friend bool operator==(const counting_resource&, const counting_resource&) = default;
+
  private:
   memory_counts* counts_;
   Upstream upstream_;

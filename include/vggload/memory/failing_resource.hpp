@@ -33,6 +33,8 @@ class failing_resource {
     upstream_.deallocate(address, bytes, alignment);
   }
 
+  friend bool operator==(const failing_resource&, const failing_resource&) = default;
+
  private:
   std::uint64_t* remaining_;
   Upstream upstream_;
