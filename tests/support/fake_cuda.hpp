@@ -70,8 +70,8 @@ class fake_driver {
   [[nodiscard]] std::size_t device_bytes_in_use() const { return device_bytes_in_use_; }
   [[nodiscard]] std::size_t host_bytes_in_use() const { return host_bytes_in_use_; }
   /// Streams whose work was waited for, in order, and those that memory was given back to.
-  [[nodiscard]] const std::vector<int*>& synchronized() const { return synchronized_; }
-  [[nodiscard]] const std::vector<int*>& freed_on() const { return freed_on_; }
+  [[nodiscard]] const std::vector<void*>& synchronized() const { return synchronized_; }
+  [[nodiscard]] const std::vector<void*>& freed_on() const { return freed_on_; }
   /// The device on which memory was made last.
   [[nodiscard]] std::optional<int> device_of_last_memory() const { return device_of_last_memory_; }
 
@@ -171,7 +171,7 @@ class fake_driver {
 
   [[nodiscard]] address_range* range_of(const std::byte* address, std::size_t bytes) {
     for (auto& [begin, candidate] : ranges_) {
-      const std::byte* const first = static_cast<const std::byte*>(begin);
+      const auto* const first = static_cast<const std::byte*>(begin);
       if (address >= first && address + bytes <= first + candidate.bytes) return &candidate;
     }
     return nullptr;
@@ -199,8 +199,8 @@ class fake_driver {
   std::map<std::uint64_t, physical> handles_;
   std::uint64_t next_handle_ = 1;
   std::vector<std::string> misuses_;
-  std::vector<int*> synchronized_;
-  std::vector<int*> freed_on_;
+  std::vector<void*> synchronized_;
+  std::vector<void*> freed_on_;
   std::optional<int> device_of_last_memory_;
 };
 
@@ -208,7 +208,7 @@ class fake_driver {
 class fake_cuda {
  public:
   using status = fake_status;
-  using stream = int*;
+  using stream = void*;
   using memory_handle = std::uint64_t;
   using call_error = fake_cuda_error;
 

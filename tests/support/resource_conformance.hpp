@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -57,7 +56,7 @@ TEST_CASE_TEMPLATE_DEFINE("every resource", Fixture, every_resource) {
       if (alignment <= fixture.alignments) {
         for (const std::size_t bytes : {std::size_t{1}, alignment + 1}) {
           void* const address = allocate_usable(resource, bytes, alignment);
-          CHECK(std::bit_cast<std::uintptr_t>(address) % alignment == 0);
+          CHECK(reinterpret_cast<std::uintptr_t>(address) % alignment == 0);
           fixture.fill(address, bytes, 0x5A);
           CHECK(fixture.holds(address, bytes, 0x5A));
           resource.deallocate(address, bytes, alignment);
@@ -215,6 +214,10 @@ TEST_CASE_TEMPLATE_DEFINE("every reserving resource", Fixture, every_reserving_r
     }
     CHECK(memory.committed() == committed);
     CHECK(memory.used() == 1000);
+    // One byte more than has memory.
+    const std::size_t rest = memory.committed() - memory.used() + 1;
+    const auto beyond = memory.allocate("beyond", rest, 1);
+    fixture.fill(beyond.data(), rest, 3);
     const auto second = memory.allocate("second", 5'000'000);
     fixture.fill(second.data(), 5'000'000, 2);
     arena<resource_type> moved(std::move(memory));

@@ -161,6 +161,26 @@ TEST_CASE("addresses that are reserved on the host take no memory and cannot be 
   CHECK(is_out_of_reach(block));
 }
 
+TEST_CASE("addresses go back to the kernel, those that alignment asked for on top at once") {
+  const auto address_space = [] {
+    std::ifstream status("/proc/self/statm");
+    std::size_t pages = 0;
+    status >> pages;
+    return pages * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  };
+  constexpr std::size_t size = (std::size_t{64} << 20U) + 1;
+  constexpr std::size_t reserved = std::size_t{66} << 20U;
+  reserving_host_resource resource;
+  const std::size_t before = address_space();
+  std::vector<void*> blocks(20);
+  for (void*& block : blocks) block = resource.allocate(size, 64);
+  CHECK(address_space() - before >= blocks.size() * reserved);
+  CHECK(address_space() - before < blocks.size() * reserved + (std::size_t{2} << 20U));
+  (void)resource.commit(blocks[0], 0, size);
+  for (void* const block : blocks) resource.deallocate(block, size, 64);
+  CHECK(address_space() - before < std::size_t{2} << 20U);
+}
+
 TEST_CASE("what the kernel does not promise is refused at the commit") {
   reserving_host_fixture fixture;
   if (!fixture.is_bounded) return;
@@ -300,10 +320,10 @@ TEST_CASE("a stream orders what is taken and given back") {
   CHECK(driver.synchronized().empty());
   resource.deallocate(a, 10, 8, &second);
   resource.deallocate(b, 10, 8);
-  CHECK(driver.freed_on() == std::vector<int*>{&second, &first});
+  CHECK(driver.freed_on() == std::vector<void*>{&second, &first});
   CHECK(driver.synchronized().empty());
   resource.synchronize();
-  CHECK(driver.synchronized() == std::vector<int*>{&first});
+  CHECK(driver.synchronized() == std::vector<void*>{&first});
   driver.fail_call(0, fake_status::unsupported);
   CHECK_THROWS_AS(resource.synchronize(), test::fake_cuda_error);
   CHECK(driver.last_error() == fake_status::success);

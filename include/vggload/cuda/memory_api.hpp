@@ -114,7 +114,7 @@ inline void require_alignment(std::size_t alignment, std::size_t limit, const ch
 }
 
 [[nodiscard]] inline bool is_aligned(const void* address, std::size_t alignment) noexcept {
-  return std::bit_cast<std::uintptr_t>(address) % alignment == 0;
+  return reinterpret_cast<std::uintptr_t>(address) % alignment == 0;
 }
 
 /// Ends a call that cannot throw: an error that CUDA remembers is forgotten.

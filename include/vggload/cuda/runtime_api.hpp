@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
-#include <bit>
 #include <cstddef>
 
 #include <cuda.h>
@@ -65,12 +64,12 @@ class runtime_api {
     CUdeviceptr begin = 0;
     const status result = call_driver<PFN_cuMemAddressReserve_v10020>(
         "cuMemAddressReserve", &begin, bytes, alignment, CUdeviceptr{0}, no_flags);
-    address = std::bit_cast<void*>(begin);
+    address = reinterpret_cast<void*>(begin);
     return result;
   }
   [[nodiscard]] status free_addresses(void* address, std::size_t bytes) const noexcept {
     return call_driver<PFN_cuMemAddressFree_v10020>("cuMemAddressFree",
-                                                    std::bit_cast<CUdeviceptr>(address), bytes);
+                                                    reinterpret_cast<CUdeviceptr>(address), bytes);
   }
   [[nodiscard]] status create_memory(memory_handle& handle, std::size_t bytes,
                                      int device) const noexcept {
@@ -83,11 +82,11 @@ class runtime_api {
   }
   [[nodiscard]] status map_memory(void* address, std::size_t bytes,
                                   memory_handle handle) const noexcept {
-    return call_driver<PFN_cuMemMap_v10020>("cuMemMap", std::bit_cast<CUdeviceptr>(address), bytes,
-                                            std::size_t{0}, handle, no_flags);
+    return call_driver<PFN_cuMemMap_v10020>("cuMemMap", reinterpret_cast<CUdeviceptr>(address),
+                                            bytes, std::size_t{0}, handle, no_flags);
   }
   [[nodiscard]] status unmap_memory(void* address, std::size_t bytes) const noexcept {
-    return call_driver<PFN_cuMemUnmap_v10020>("cuMemUnmap", std::bit_cast<CUdeviceptr>(address),
+    return call_driver<PFN_cuMemUnmap_v10020>("cuMemUnmap", reinterpret_cast<CUdeviceptr>(address),
                                               bytes);
   }
   [[nodiscard]] status allow_access(void* address, std::size_t bytes, int device) const noexcept {
@@ -95,7 +94,7 @@ class runtime_api {
     access.location = memory_of(device).location;
     access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
     return call_driver<PFN_cuMemSetAccess_v10020>(
-        "cuMemSetAccess", std::bit_cast<CUdeviceptr>(address), bytes, &access, std::size_t{1});
+        "cuMemSetAccess", reinterpret_cast<CUdeviceptr>(address), bytes, &access, std::size_t{1});
   }
 
   friend bool operator==(runtime_api, runtime_api) = default;
@@ -126,7 +125,7 @@ class runtime_api {
 #endif
     if (found != cudaSuccess) return found;
     if (function == nullptr) return cudaErrorNotSupported;
-    return static_cast<status>(std::bit_cast<Function>(function)(arguments...));
+    return static_cast<status>(reinterpret_cast<Function>(function)(arguments...));
   }
 };
 

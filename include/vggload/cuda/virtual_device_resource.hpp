@@ -102,7 +102,7 @@ class basic_virtual_device_resource {
       blocks_->of.erase(address);
     }
     detail::forget_refusal(api_, api_.free_device(nullptr));  // as require_context does
-    std::byte* begin = static_cast<std::byte*>(address);
+    auto* begin = static_cast<std::byte*>(address);
     for (const std::size_t bytes : freed.mappings) {
       detail::forget_refusal(api_, api_.unmap_memory(begin, bytes));
       begin += bytes;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -33,7 +32,7 @@ inline constexpr std::size_t huge_page_bytes = std::size_t{2} << 20U;
   if (address == MAP_FAILED) return nullptr;
   auto* const begin = static_cast<std::byte*>(address);
   const std::size_t before =
-      (alignment - std::bit_cast<std::uintptr_t>(begin) % alignment) % alignment;
+      (alignment - reinterpret_cast<std::uintptr_t>(begin) % alignment) % alignment;
   if (before > 0) ::munmap(begin, before);
   if (mapped - before > used) ::munmap(begin + before + used, mapped - before - used);
   // Advice: where huge pages are switched off, small ones do.
