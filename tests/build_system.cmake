@@ -6,6 +6,7 @@
 # inline.
 get_target_property(header_files vggload HEADER_SET)
 list(FILTER header_files EXCLUDE REGEX "[.]cuh$") # for nvcc: tests/cuda
+list(FILTER header_files EXCLUDE REGEX "interop/cuda_mr[.]hpp$") # with each CCCL: tests/interop
 if(NOT VGGLOAD_CUDA)
   list(FILTER header_files EXCLUDE REGEX "cuda/(error|resources|runtime_api)[.]hpp$") # include CUDA's
 endif()

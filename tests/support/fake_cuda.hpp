@@ -69,8 +69,9 @@ class fake_driver {
   /// Bytes of the device and of pinned memory in use.
   [[nodiscard]] std::size_t device_bytes_in_use() const { return device_bytes_in_use_; }
   [[nodiscard]] std::size_t host_bytes_in_use() const { return host_bytes_in_use_; }
-  /// Streams whose work was waited for, in order, and those that memory was given back to.
+  /// Streams whose work was waited for, in order, and those that memory came from and went back to.
   [[nodiscard]] const std::vector<void*>& synchronized() const { return synchronized_; }
+  [[nodiscard]] const std::vector<void*>& allocated_on() const { return allocated_on_; }
   [[nodiscard]] const std::vector<void*>& freed_on() const { return freed_on_; }
   /// The device on which memory was made last.
   [[nodiscard]] std::optional<int> device_of_last_memory() const { return device_of_last_memory_; }
@@ -200,6 +201,7 @@ class fake_driver {
   std::uint64_t next_handle_ = 1;
   std::vector<std::string> misuses_;
   std::vector<void*> synchronized_;
+  std::vector<void*> allocated_on_;
   std::vector<void*> freed_on_;
   std::optional<int> device_of_last_memory_;
 };
@@ -224,7 +226,8 @@ class fake_cuda {
     return driver_->free(address, fake_driver::kind::device);
   }
   [[nodiscard]] status allocate_device_async(void*& address, std::size_t bytes,
-                                             stream /*order*/) const noexcept {
+                                             stream order) const noexcept {
+    driver_->allocated_on_.push_back(order);
     return driver_->allocate(address, bytes, fake_driver::kind::device_async);
   }
   [[nodiscard]] status free_device_async(void* address, stream order) const noexcept {
