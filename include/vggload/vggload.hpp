@@ -42,6 +42,7 @@
 #include <vggload/version.hpp>
 #include <vggload/vgg16/binding.hpp>
 #include <vggload/vgg16/convert_layout.hpp>
+#include <vggload/vgg16/footprint.hpp>
 #include <vggload/vgg16/layers.hpp>
 #include <vggload/vgg16/load.hpp>
 #include <vggload/vgg16/names.hpp>

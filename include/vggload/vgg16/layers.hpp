@@ -49,6 +49,16 @@ inline constexpr std::array<layer, conv_layers + dense_layers> layers{{
     {"predictions", layer_kind::dense, 4096, 1000},
 }};
 
+/// What halves both sides of the maps behind the last convolution of each block: the largest of 2x2
+/// with stride 2. A last odd row or column is dropped. As Keras calls them.
+inline constexpr std::array<std::string_view, 5> pool_names{
+    "block1_pool", "block2_pool", "block3_pool", "block4_pool", "block5_pool"};
+
+/// Whether the pooling follows `layers[index]`.
+[[nodiscard]] constexpr bool is_pooled(std::size_t index) noexcept {
+  return index == 1 || index == 3 || index == 6 || index == 9 || index == 12;
+}
+
 /// The number of layers with or without the top.
 [[nodiscard]] constexpr std::size_t layer_count(bool include_top) noexcept {
   return include_top ? layers.size() : conv_layers;
