@@ -468,3 +468,118 @@ TEST_CASE("convert --health says what the values are and what was lost") {
   CHECK(run_json({"convert", in, folder.file("out"), "--json", "--overflow", "saturate"})
             .contains("health") == false);
 }
+
+TEST_CASE("plan_vgg16 says what is needed, and checks what it is asked") {
+  const json plan = run_json({"plan_vgg16", "--json"});
+  CHECK(plan["parameters"] == 138'357'544);
+  CHECK(plan["weights_bytes"] == 553'430'176);
+  CHECK(plan["masters_bytes"] == 0);
+  CHECK(plan["activations_bytes"] == 25'690'112);
+  CHECK(plan["gradients_bytes"] == 0);
+  CHECK(plan["optimizer_bytes"] == 0);
+  CHECK(plan["dtype"] == "F32");
+  CHECK(plan["input"] == json({224, 224}));
+  CHECK(plan.contains("fits") == false);
+  REQUIRE(plan["layers"].size() == 21);
+  CHECK(plan["layers"][2]["name"] == "block1_pool");
+  CHECK(plan["layers"][2]["output_shape"] == json({1, 112, 112, 64}));
+  CHECK(plan["layers"][2]["weight_bytes"] == 0);
+  CHECK(plan["layers"][2]["activation_bytes"] == 3'211'264);
+  CHECK(plan["layers"][20]["name"] == "predictions");
+  CHECK(plan["layers"][20]["weight_bytes"] == 16'384'000);
+  CHECK(plan["layers"][20]["bias_bytes"] == 4000);
+
+  const json trained =
+      run_json({"plan_vgg16", "--json", "--dtype", "bf16", "--compute", "f32", "--mode", "frozen",
+                "--optimizer", "adam", "--batch", "4", "--classes", "10"});
+  CHECK(trained["parameters"] == 134'301'514);
+  CHECK(trained["weights_bytes"] == 268'603'028);
+  CHECK(trained["optimizer_bytes"] == 8 * (134'301'514 - 14'714'688));
+  CHECK(trained["activations_bytes"] == 4 * 25'690'112);
+  CHECK(trained["compute"] == "F32");
+  CHECK(trained["mode"] == "frozen");
+  CHECK(trained["optimizer"] == "adam");
+  CHECK(trained["classes"] == 10);
+
+  for (const std::vector<std::string>& wrong :
+       std::vector<std::vector<std::string>>{{"--dtype", "f64"},
+                                             {"--compute", "f8"},
+                                             {"--mode", "train"},
+                                             {"--optimizer", "lamb"},
+                                             {"--batch", "0"},
+                                             {"--batch", "-1"},
+                                             {"--input", "224"},
+                                             {"--input", "224x"},
+                                             {"--input", "x224"},
+                                             {"--input", "224x224x3"},
+                                             {"--input", "-1x224"},
+                                             {"--input", "224X224"},
+                                             {"--budget", "1GB"},
+                                             {"--classes", "0"},
+                                             {"--classes", "10", "--no-top"},
+                                             {"surplus"}}) {
+    std::vector<std::string> line{"plan_vgg16"};
+    line.insert(line.end(), wrong.begin(), wrong.end());
+    INFO(wrong.front(), " ", wrong.back());
+    CHECK(run_command(line).exit_code == 2);
+    CHECK(run_command(line).out.empty());
+  }
+  CHECK(run_command({"plan_vgg16", "--help"}).out.find("Usage") != std::string::npos);
+  check_refused(run_command({"plan_vgg16", "--input", "256x224"}), "VGG16",
+                "with the top the input is 224x224, not 256x224");
+  check_refused(run_command({"plan_vgg16", "--input", "31x99", "--no-top"}), "VGG16",
+                "at least 32x32, not 31x99");
+  check_refused(run_command({"plan_vgg16", "--batch", "1000000000000", "--json"}), "VGG16",
+                "exceed 64 bits");
+}
+
+TEST_CASE("plan_vgg16 advises what to change for a budget") {
+  const json fits = run_json({"plan_vgg16", "--json", "--budget", "600000000"});
+  CHECK(fits["fits"] == true);
+  CHECK(fits["max_batch"] == 1);
+  CHECK(fits["advice"] == json::array());
+
+  const json advised = run_json({"plan_vgg16", "--json", "--batch", "10", "--budget", "310000000"});
+  CHECK(advised["fits"] == false);
+  CHECK(advised["max_batch"] == 0);
+  REQUIRE(advised["advice"].size() == 4);
+  // 553,430,176 + 25,690,112 + 4,194,288 with one image, the numbers of FP16 halved.
+  CHECK(advised["advice"][1] ==
+        json({{"change", "batch 1"}, {"total_bytes", 583'314'576}, {"fits", false}}));
+  CHECK(advised["advice"][3] ==
+        json({{"change", "dtype f16, batch 2"}, {"total_bytes", 304'502'344}, {"fits", true}}));
+
+  const auto said = run_command({"plan_vgg16", "--batch", "10", "--budget", "310000000"});
+  CHECK(said.exit_code == 0);
+  CHECK(said.out.find("It does not fit into 310,000,000 bytes: 504,525,584 are missing.\n"
+                      "Not even a batch of 1 fits.\n") != std::string::npos);
+  CHECK(said.out.ends_with("With dtype f16, batch 2 it takes 304,502,344 bytes, which fits.\n"));
+  CHECK(said.out.find("block5_pool   [10, 7, 7, 512]") != std::string::npos);
+  CHECK(said.out.find("100.0 %") != std::string::npos);
+}
+
+TEST_CASE("plan_vgg16 draws a chart, whole or not at all") {
+  const test::temporary_folder folder;
+  const std::string chart = folder.write("chart.svg", "what was there");
+  const std::vector<std::string> line{"plan_vgg16", "--budget", "1GiB", "--svg", chart};
+  const auto said = run_command(line);
+  CHECK(said.exit_code == 0);
+  const std::string svg = test::read_file(chart);
+  CHECK(svg.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\""));
+  CHECK(svg.ends_with("</svg>\n"));
+  for (const std::string_view part : {"block5_conv3", "predictions", "budget 1,073,741,824",
+                                      "583,314,576", "prefers-color-scheme:dark"}) {
+    INFO(part);
+    CHECK(svg.find(part) != std::string::npos);
+  }
+  CHECK(svg.find("href") == std::string::npos);
+  CHECK(run_command(line).exit_code == 0);
+  CHECK(test::read_file(chart) == svg);
+
+  check_refused(run_command({"plan_vgg16", "--svg", folder.file("none/chart.svg")}),
+                folder.file("none/chart.svg"), "cannot create");
+  check_refused(run_command({"plan_vgg16", "--svg", chart}, {.file_size = 4096}), chart, "cannot");
+  CHECK(test::read_file(chart) == svg);
+  CHECK(folder.count() == 1);
+  check_refused(run_command({"plan_vgg16", "--svg", ""}), "''", "not the name of a file");
+}
