@@ -118,8 +118,8 @@ class footprint_chart {
   }
 
   void total() {
-    const double bytes = static_cast<double>(plan_.total_bytes);
-    const double budget = static_cast<double>(budget_.value_or(0));
+    const auto bytes = static_cast<double>(plan_.total_bytes);
+    const auto budget = static_cast<double>(budget_.value_or(0));
     const double scale = (bars_end - bars_begin) / std::max(bytes, budget);
     text(margin, total_top + 18, "text", "start", "total");
     text(width - margin, total_top + 18, "text", "end", grouped(plan_.total_bytes));
