@@ -113,7 +113,7 @@ macro(vggload_dependency_benchmark)
   endif()
 endmacro()
 
-# What the benchmarks compare with (MPL).
+# Matrix products, and what the benchmarks compare with (MPL).
 macro(vggload_dependency_eigen)
   find_package(Eigen3 3.4 QUIET NO_MODULE)
   if(NOT TARGET Eigen3::Eigen)
@@ -123,7 +123,8 @@ macro(vggload_dependency_eigen)
       Eigen3
       GIT_REPOSITORY https://gitlab.com/libeigen/eigen.git
       GIT_TAG 3.4.0
-      GIT_SHALLOW ON)
+      GIT_SHALLOW ON
+      SYSTEM)
     FetchContent_MakeAvailable(Eigen3)
   endif()
 endmacro()

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+// The forward pass against sums written out, on small images. What takes a whole VGG16 with its top
+// is in footprint_bar_test.
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <vggload/convert/convert.hpp>
+#include <vggload/memory/ledger.hpp>
+#include <vggload/network/forward.hpp>
+
+#include "../support/message_of.hpp"
+
+namespace vgg16 = vggload::vgg16;
+using vgg16::weight_layout;
+using vggload::dtype;
+using vggload::element_order;
+using vggload::tensor_view;
+using vggload::network::forward_pass;
+
+namespace {
+
+/// Weights of the convolutions, [out][in][down][along], and biases. All are 7-bit integers times a
+/// power of two, which FP16 and BF16 hold exactly: one reference serves all types.
+struct parameters {
+  std::vector<std::vector<float>> weights;
+  std::vector<std::vector<float>> biases;
+};
+
+const parameters& random_parameters() {
+  static const parameters drawn = [] {
+    std::mt19937 random(1);  // NOLINT(cert-msc32-c,cert-msc51-cpp)
+    parameters made;
+    const auto draw = [&](std::uint64_t count, double deviation) {
+      const int exponent = static_cast<int>(std::lround(std::log2(deviation / 73)));
+      std::uniform_int_distribution<int> digits(-127, 127);
+      std::vector<float> values(count);
+      for (float& value : values) {
+        value = std::ldexp(static_cast<float>(digits(random)), exponent);
+      }
+      return values;
+    };
+    for (std::size_t i = 0; i < vgg16::conv_layers; ++i) {
+      const vgg16::layer& layer = vgg16::layers[i];
+      made.weights.push_back(draw(layer.weights(), std::sqrt(2.0 / (9.0 * layer.inputs))));
+      made.biases.push_back(draw(layer.outputs, 0.1));
+    }
+    return made;
+  }();
+  return drawn;
+}
+
+std::vector<float> random_images(std::size_t count) {
+  std::mt19937 random(2);  // NOLINT(cert-msc32-c,cert-msc51-cpp)
+  std::uniform_real_distribution<float> values(-1, 1);
+  std::vector<float> images(count);
+  for (float& value : images) value = values(random);
+  return images;
+}
+
+/// The layers of one image in double, one sum after the other.
+std::vector<double> reference(std::span<const float> image, std::size_t height, std::size_t width) {
+  std::vector<double> map(image.begin(), image.end());
+  for (std::size_t i = 0; i < vgg16::conv_layers; ++i) {
+    const std::size_t in = vgg16::layers[i].inputs;
+    const std::size_t out = vgg16::layers[i].outputs;
+    // [down][along][in][out], so that the innermost loop is quick.
+    std::vector<double> weights(9 * in * out);
+    for (std::size_t o = 0; o < out; ++o) {
+      for (std::size_t c = 0; c < in; ++c) {
+        for (std::size_t tap = 0; tap < 9; ++tap) {
+          weights[(tap * in + c) * out + o] =
+              double{random_parameters().weights[i][(o * in + c) * 9 + tap]};
+        }
+      }
+    }
+    std::vector<double> next(height * width * out);
+    for (std::size_t y = 0; y < height; ++y) {
+      for (std::size_t x = 0; x < width; ++x) {
+        double* const sums = &next[(y * width + x) * out];
+        for (std::size_t o = 0; o < out; ++o) sums[o] = double{random_parameters().biases[i][o]};
+        for (std::size_t tap = 0; tap < 9; ++tap) {
+          const std::size_t row = y + tap / 3;
+          const std::size_t column = x + tap % 3;
+          if (row < 1 || row > height || column < 1 || column > width) continue;
+          for (std::size_t c = 0; c < in; ++c) {
+            const double value = map[((row - 1) * width + column - 1) * in + c];
+            const double* const factors = &weights[(tap * in + c) * out];
+            for (std::size_t o = 0; o < out; ++o) sums[o] += value * factors[o];
+          }
+        }
+        for (std::size_t o = 0; o < out; ++o) sums[o] = std::max(sums[o], 0.0);
+      }
+    }
+    map = std::move(next);
+    const bool last_of_block = i == 1 || i == 3 || i == 6 || i == 9 || i == 12;
+    if (!last_of_block) continue;
+    std::vector<double> pooled(height / 2 * (width / 2) * out);
+    for (std::size_t y = 0; y < height / 2; ++y) {
+      for (std::size_t x = 0; x < width / 2; ++x) {
+        for (std::size_t o = 0; o < out; ++o) {
+          const auto at = [&](std::size_t down, std::size_t along) {
+            return map[((2 * y + down) * width + 2 * x + along) * out + o];
+          };
+          pooled[(y * (width / 2) + x) * out + o] =
+              std::max({at(0, 0), at(0, 1), at(1, 0), at(1, 1)});
+        }
+      }
+    }
+    map = std::move(pooled);
+    height /= 2;
+    width /= 2;
+  }
+  return map;
+}
+
+/// How the parameters lie in memory.
+struct arrangement {
+  weight_layout layout = weight_layout::torch;
+  dtype type = dtype::f32;
+  element_order order = element_order::row_major;
+  std::size_t misplaced = 0;  // bytes off alignment
+};
+
+/// Owns the bytes that `views` shows.
+class arranged_weights {
+ public:
+  explicit arranged_weights(const arrangement& how) {
+    std::vector<vgg16::layer_view> layers;
+    for (std::size_t i = 0; i < vgg16::conv_layers; ++i) {
+      const vgg16::layer& layer = vgg16::layers[i];
+      const std::array<std::uint64_t, 4> torch_dims{layer.outputs, layer.inputs, 3, 3};
+      // Keras' axes are torch's third, fourth, second and first.
+      const std::array<std::size_t, 4> axes = how.layout == weight_layout::torch
+                                                  ? std::array<std::size_t, 4>{0, 1, 2, 3}
+                                                  : std::array<std::size_t, 4>{2, 3, 1, 0};
+      std::vector<std::uint64_t> dims;
+      for (const std::size_t axis : axes) dims.push_back(torch_dims[axis]);
+      std::array<std::size_t, 4> strides{};  // by torch's axes
+      std::size_t stride = 1;
+      for (std::size_t n = 0; n < 4; ++n) {
+        const std::size_t axis = how.order == element_order::row_major ? axes[3 - n] : axes[n];
+        strides[axis] = stride;
+        stride *= torch_dims[axis];
+      }
+      const auto& source = random_parameters().weights[i];
+      std::vector<float> moved(source.size());
+      for (std::size_t e = 0; e < source.size(); ++e) {
+        moved[e / 9 / layer.inputs * strides[0] + e / 9 % layer.inputs * strides[1] +
+              e % 9 / 3 * strides[2] + e % 3 * strides[3]] = source[e];
+      }
+      layers.push_back(
+          {layer, tensor_view(how.type, vggload::shape(dims), store(moved, how), how.order),
+           tensor_view(how.type, {layer.outputs}, store(random_parameters().biases[i], how))});
+    }
+    views_ = vgg16::weights(how.layout, std::move(layers));
+  }
+
+  [[nodiscard]] const vgg16::weights& views() const { return views_; }
+
+ private:
+  std::span<const std::byte> store(const std::vector<float>& values, const arrangement& how) {
+    const std::size_t bytes = values.size() * vggload::bits_of(how.type) / 8;
+    auto& place = bytes_.emplace_back(std::make_unique<std::byte[]>(bytes + how.misplaced));
+    (void)vggload::find_conversion(dtype::f32, how.type)(
+        reinterpret_cast<const std::byte*>(values.data()), place.get() + how.misplaced,
+        values.size());
+    return {place.get() + how.misplaced, bytes};
+  }
+
+  std::vector<std::unique_ptr<std::byte[]>> bytes_;
+  vgg16::weights views_;
+};
+
+constexpr std::size_t height = 33;  // 16, 8, 4, 2, 1
+constexpr std::size_t width = 71;   // 35, 17, 8, 4, 2
+constexpr std::size_t image_values = height * width * 3;
+
+const std::vector<double>& wanted() {
+  static const std::vector<double> values = reference(random_images(image_values), height, width);
+  return values;
+}
+
+void check_close(std::span<const float> got, std::span<const double> expected) {
+  REQUIRE(got.size() == expected.size());
+  const double largest = *std::max_element(expected.begin(), expected.end());
+  REQUIRE(largest > 0.01);
+  double worst = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    worst = std::max(worst, std::abs(double{got[i]} - expected[i]));
+  }
+  // 13 layers of sums of up to 4608 products, each rounded to 2^-24.
+  CHECK(worst < 1e-5 * largest);
+}
+
+}  // namespace
+
+TEST_CASE("the maps are the sums written out, in each layout, order and type") {
+  const std::vector<float> image = random_images(image_values);
+  unsigned threads = 1;
+  for (const weight_layout layout : {weight_layout::torch, weight_layout::keras}) {
+    for (const arrangement& how :
+         std::vector<arrangement>{{layout, dtype::f32},
+                                  {layout, dtype::f16},
+                                  {layout, dtype::bf16, element_order::column_major},
+                                  {layout, dtype::f32, element_order::column_major, 1}}) {
+      INFO(name_of(layout), " ", vggload::name_of(how.type), " by ", threads, " threads");
+      const arranged_weights weights(how);
+      forward_pass pass(weights.views(), {.height = height, .width = width, .threads = threads});
+      CHECK(pass.output_shape() == vggload::shape{1, 1, 2, 512});
+      check_close(pass(image), wanted());
+      threads = threads % 4 + 1;
+    }
+  }
+}
+
+TEST_CASE("more threads than rows or outputs, and again with the same buffers") {
+  const std::vector<float> image = random_images(image_values);
+  const arranged_weights weights({weight_layout::torch, dtype::f16});
+  forward_pass pass(weights.views(), {.height = height, .width = width, .threads = 100});
+  check_close(pass(image), wanted());
+  check_close(pass(image), wanted());
+}
+
+TEST_CASE("the images of a batch do not mix") {
+  std::vector<float> images = random_images(image_values);
+  images.insert(images.begin(), image_values, 0.5F);
+  const arranged_weights weights({});
+  forward_pass pass(weights.views(), {.batch = 2, .height = height, .width = width, .threads = 2});
+  const auto maps = pass(images);
+  REQUIRE(maps.size() == 2 * wanted().size());
+  check_close(maps.subspan(wanted().size()), wanted());
+}
+
+TEST_CASE("a NaN in the image reaches the maps") {
+  std::vector<float> image = random_images(image_values);
+  image[0] = std::numeric_limits<float>::quiet_NaN();
+  const arranged_weights weights({});
+  forward_pass pass(weights.views(), {.height = height, .width = width, .threads = 2});
+  const auto maps = pass(image);
+  CHECK(std::ranges::any_of(maps, [](float value) { return std::isnan(value); }));
+}
+
+TEST_CASE("the buffers are those of the plan, and in the ledger") {
+  const auto ledger = std::make_shared<vggload::memory_ledger>();
+  const arranged_weights weights({weight_layout::torch, dtype::f16});
+  {
+    const forward_pass pass(weights.views(),
+                            {.height = 32, .width = 64, .threads = 1, .ledger = ledger});
+    // 32 * 64 * 64 * 4 bytes in and out, a full tile of 1820 rows of 576, and 2^18 weights.
+    const std::uint64_t bytes = 2 * 524'288 + 4 * 1820 * 576 + 4 * 262'144;
+    CHECK(pass.memory().capacity() == bytes);
+    CHECK(pass.memory().used() == bytes);
+    CHECK(ledger->live_bytes() == bytes);
+    const auto pieces = ledger->snapshot().pieces;
+    REQUIRE(pieces.size() == 3);
+    CHECK(pieces[0].role == vggload::memory_role::activations);
+    CHECK(pieces[0].bytes == 2 * 524'288);
+    CHECK(pieces[1].role == vggload::memory_role::workspace);
+    CHECK(pieces[2].role == vggload::memory_role::workspace);
+  }
+  CHECK(ledger->live_bytes() == 0);
+}
+
+TEST_CASE("what cannot be run is refused with the numbers") {
+  using test::message_of;
+  using vggload::error;
+  const arranged_weights weights({});
+  forward_pass pass(weights.views(), {.height = 32, .width = 32, .threads = 1});
+  CHECK(message_of<error>([&] { (void)pass(std::vector<float>(3071)); }) ==
+        "forward pass: the images have 3071 values, not 3072 for 1 of 32x32");
+  const auto refusal = [](const vgg16::weights& views,
+                          const vggload::network::forward_options& options) {
+    return message_of<error>([&] { const forward_pass refused(views, options); });
+  };
+  CHECK(refusal(weights.views(), {.height = 31, .width = 32}) ==
+        "VGG16: the input is at least 32x32, not 31x32");
+  CHECK(refusal({}, {}) == "forward pass: VGG16 has 13 or 16 layers, not 0");
+  auto layers = std::vector(weights.views().layers().begin(), weights.views().layers().end());
+  CHECK(refusal({weight_layout::keras, layers}, {}) ==
+        "forward pass: block1_conv1 has a weight [64, 3, 3, 3] and a bias [64], not [3, 3, 3, 64] "
+        "and [64]");
+  std::swap(layers[2], layers[3]);
+  CHECK(refusal({weight_layout::torch, layers}, {})
+            .starts_with("forward pass: block2_conv1 has a weight [128, 128, 3, 3]"));
+  std::swap(layers[2], layers[3]);
+  const std::vector<std::byte> integers(128);
+  layers[2].bias = tensor_view(dtype::i8, {128}, integers);
+  CHECK(refusal({weight_layout::torch, layers}, {}) ==
+        "forward pass: block2_conv1 has a weight of F32 and a bias of I8, which cannot be widened "
+        "to F32");
+}
