@@ -12,7 +12,6 @@ set(trace_may core io convert memory trace)
 set(vgg16_may core io convert memory load vgg16)
 set(cuda_may core convert memory cuda)
 set(interop_may core memory interop)
-set(cuda_may core convert cuda)
 set(network_may core convert memory load vgg16 network)
 
 # Headers from elsewhere that are not the standard library's, and the only ones that may have them.
