@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstring>
 #include <filesystem>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -582,4 +583,90 @@ TEST_CASE("plan_vgg16 draws a chart, whole or not at all") {
   CHECK(test::read_file(chart) == svg);
   CHECK(folder.count() == 1);
   check_refused(run_command({"plan_vgg16", "--svg", ""}), "''", "not the name of a file");
+}
+
+TEST_CASE("load_vgg16 --dump shows where the memory went, and health, also after a refusal") {
+  const test::temporary_folder folder;
+  const std::string file = folder.file("file");
+  REQUIRE(run_command({"make_checkpoint", file, "--no-top"}).exit_code == 0);
+  const std::string dump = folder.file("new/dump");
+  const auto lines_of = [&dump](const char* role) {
+    std::size_t bytes = 0;
+    std::istringstream lines(test::read_file(dump + "/memory.collapsed"));
+    for (std::string line; std::getline(lines, line);) {
+      if (line.starts_with(role)) bytes += std::stoull(line.substr(line.rfind(' ') + 1));
+    }
+    return bytes;
+  };
+  const auto health = [&dump] {
+    return json::parse(test::read_file(dump + "/health.json"))["tensors"];
+  };
+  const auto events = [&dump] {
+    return json::parse(test::read_file(dump + "/memory.perfetto.json"))["traceEvents"];
+  };
+  const auto ran_out = [&events] {
+    return std::ranges::count_if(events(), [](const json& event) { return event["ph"] == "i"; });
+  };
+
+  const json report =
+      run_json({"load_vgg16", file, "--no-top", "--threads", "2", "--json", "--dump", dump});
+  CHECK_FALSE(report.contains("health"));
+  CHECK(lines_of("weights;") == 2 * 14'714'688);
+  CHECK(lines_of("staging;") == 2 * 262'144);
+  REQUIRE(health().size() == 26);
+  CHECK(health()[0]["name"] == "features.0.weight");
+  CHECK(health()[0]["numel"] == 1728);
+  CHECK(health()[1]["zero"] == 64);  // biases
+  CHECK(ran_out() == 0);
+  CHECK(std::filesystem::exists(dump + "/memory.svg"));
+  CHECK(std::filesystem::exists(dump + "/memory.memory_viz.pickle"));
+  const auto files = std::distance(std::filesystem::directory_iterator(dump), {});
+  CHECK(files == 5 + 6);
+
+  // One byte too few: the plan, no health, the moment when memory was out, and why.
+  const auto refused = run_command({"load_vgg16", file, "--no-top", "--dump", dump,
+                                    "--memory-limit", std::to_string(2 * 14'714'688 + 4095)});
+  check_refused(refused, file, "mapped, in the types of the file");
+  CHECK(lines_of("weights;") == 2 * 14'714'688);
+  CHECK(health() == json::array());
+  CHECK(ran_out() == 1);
+  const json why = json::parse(test::read_file(dump + "/out_of_memory.json"));
+  CHECK(why["tensor"] == "features.19.weight");
+  CHECK(why["limit"] == 2 * 14'714'688 + 4095);
+  CHECK(test::read_file(dump + "/out_of_memory.txt").find("block4_conv2") != std::string::npos);
+
+  // A load that goes well leaves none of that behind.
+  CHECK(run_command({"load_vgg16", file, "--no-top", "--dtype", "f32", "--dump", dump}).exit_code ==
+        0);
+  CHECK(lines_of("mapped weights;") == 4 * 14'714'688);
+  CHECK(health().size() == 26);
+  CHECK(std::distance(std::filesystem::directory_iterator(dump), {}) == files);
+
+  // What is refused for another reason is told as it is.
+  check_refused(run_command({"load_vgg16", file, "--dump", dump}), file, "missing (6)");
+  CHECK(health() == json::array());
+  // No folder, no load.
+  const std::string taken = folder.write("taken", "x");
+  check_refused(run_command({"load_vgg16", file, "--no-top", "--dump", taken}), taken,
+                "not a folder");
+  CHECK(test::read_file(taken) == "x");
+}
+
+TEST_CASE("load_vgg16 --explain says what filled the memory, and nothing where all is well") {
+  const test::temporary_folder folder;
+  const std::string file = folder.file("file");
+  REQUIRE(run_command({"make_checkpoint", file, "--no-top"}).exit_code == 0);
+  std::vector<std::string> words{"load_vgg16",     file,  "--no-top", "--explain",
+                                 "--memory-limit", "1MiB"};
+  const auto text = run_command(words);
+  CHECK(text.exit_code == 1);
+  CHECK(std::ranges::count(text.err, '\n') == 1);
+  CHECK(text.out.starts_with("what filled the memory: host memory\n"));
+  CHECK(text.out.find("weights block4_conv2 'features.19.weight'") != std::string::npos);
+  CHECK(text.out.find("16 more") != std::string::npos);
+  words.emplace_back("--json");
+  const json report = json::parse(run_command(words).out);
+  CHECK(report["planned"]["largest"][0]["bytes"] == 4'718'592);
+  CHECK(report["alternatives"][0]["fits"] == true);
+  CHECK(run_json({"load_vgg16", file, "--no-top", "--explain", "--json"})["tensors"] == 26);
 }
