@@ -51,6 +51,8 @@ function(vggload_add_cuda_program name)
     ${PROJECT_SOURCE_DIR}/include/vggload/core/*.hpp
     ${PROJECT_SOURCE_DIR}/include/vggload/convert/*.hpp
     ${PROJECT_SOURCE_DIR}/include/vggload/cuda/*
+    ${PROJECT_SOURCE_DIR}/include/vggload/interop/*.hpp
+    ${PROJECT_SOURCE_DIR}/include/vggload/memory/*.hpp
     ${CMAKE_CURRENT_SOURCE_DIR}/*.cuh
     ${CMAKE_CURRENT_SOURCE_DIR}/*.hpp)
   add_custom_command(

@@ -21,7 +21,8 @@ class basic_device_resource {
   /// What CUDA promises of every address (CUDA C++ Programming Guide, "Device Memory Accesses").
   static constexpr std::size_t max_alignment = 256;
 
-  explicit basic_device_resource(Api api = {}) : api_(std::move(api)) {}
+  basic_device_resource() = default;
+  explicit basic_device_resource(Api api) : api_(std::move(api)) {}
 
   /// `bytes`, at least one, uninitialised, at a multiple of 256 whatever smaller `alignment` is
   /// asked for. May wait for work of the device; the memory is ready on every stream at once.

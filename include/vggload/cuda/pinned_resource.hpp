@@ -25,7 +25,8 @@ class basic_pinned_resource {
   /// each address is looked at.
   static constexpr std::size_t max_alignment = 4096;
 
-  explicit basic_pinned_resource(Api api = {}) : api_(std::move(api)) {}
+  basic_pinned_resource() = default;
+  explicit basic_pinned_resource(Api api) : api_(std::move(api)) {}
 
   /// `bytes`, at least one, uninitialised, resident at once. Synchronous; creates the context of the
   /// current device where there is none yet.

@@ -28,8 +28,8 @@ class basic_virtual_device_resource {
  public:
   static constexpr memory_access access = memory_access::device;
 
-  explicit basic_virtual_device_resource(Api api = {})
-      : api_(std::move(api)), blocks_(std::make_shared<block_list>()) {}
+  basic_virtual_device_resource() = default;
+  explicit basic_virtual_device_resource(Api api) : api_(std::move(api)) {}
 
   /// Reserves addresses for `bytes`, at least one, at a multiple of the device's granularity
   /// (2 MiB). Nothing is behind them before they are committed. Does not wait for work.
@@ -137,8 +137,8 @@ class basic_virtual_device_resource {
     require(api_.free_device(nullptr), "cudaFree", bytes);
   }
 
-  Api api_;
-  std::shared_ptr<block_list> blocks_;
+  [[no_unique_address]] Api api_;
+  std::shared_ptr<block_list> blocks_ = std::make_shared<block_list>();
 };
 
 }  // namespace vggload::cuda

@@ -2,7 +2,8 @@
 #pragma once
 
 // Opt-in: needs CUDA's headers and those of CCCL, which nvcc finds by itself; a host compiler is to
-// be told where they are (the toolkit's include/cccl). It needs no nvcc.
+// be told where they are (the toolkit's include/cccl). It needs no nvcc. Beside these headers
+// `using namespace vggload` makes the name `cuda` ambiguous, in nvcc's own text about kernels, too.
 
 #include <algorithm>
 #include <bit>
