@@ -93,6 +93,17 @@ struct virtual_fixture : device_fixture {
   }
 };
 
+/// Whether the resource says that there is no GPU, in the way of an error.
+template <class Resource>
+bool refuses(Resource resource) {
+  try {
+    static_cast<void>(resource.allocate(1, 1));
+  } catch (const cuda::cuda_error&) {
+    return true;
+  }
+  return false;
+}
+
 __global__ void increment(int* value) { ++*value; }
 
 }  // namespace
@@ -146,6 +157,12 @@ int main(int argc, char** argv) {
   int devices = 0;
   const cudaError_t found = cudaGetDeviceCount(&devices);
   if (found != cudaSuccess || devices == 0) {
+    if (!refuses(cuda::device_resource()) || !refuses(cuda::pinned_resource()) ||
+        !refuses(cuda::async_device_resource(nullptr)) ||
+        !refuses(cuda::virtual_device_resource())) {
+      std::printf("without a GPU, a resource gives memory or another error\n");
+      return 1;
+    }
     std::printf("SKIPPED: no GPU (%s)\n", cudaGetErrorString(found));
     return 77;
   }
