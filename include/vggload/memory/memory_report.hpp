@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -172,7 +173,7 @@ class report_lines {
   if (report.total) lines.bytes("in all", *report.total);
   if (report.free) lines.bytes("free", *report.free);
   if (report.largest_free) {
-    const auto percent = static_cast<int>(report.fragmentation().value_or(0) * 100 + 0.5);
+    const long percent = std::lround(report.fragmentation().value_or(0) * 100);
     lines.bytes("largest free block", *report.largest_free,
                 "  fragmentation " + std::to_string(percent) + " %");
   }
