@@ -292,7 +292,7 @@ def refusals(context, path, folder, names, tensors):
         text = (folder / "out_of_memory.txt").read_text()
         problem = None if report["tensor"] in text else text
         svg = xml.dom.minidom.parse(str(folder / "memory.svg")).toxml()
-        if "out of memory: '" not in svg:
+        if f"'{report['tensor']}' asked for" not in svg:
             problem = "the picture does not show it"
         yield f"{label}, for people", problem or health_problem(folder, [])
         yield f"{label}, TensorFlow", tfdbg_problem(folder, [], BF16)

@@ -251,11 +251,10 @@ class timeline_drawing {
       line("alarm", at, top, at, top + plot_height);
       if (labelled) continue;
       labelled = true;
-      const bool on_the_left = at > left + plot_width / 2;
-      const std::string label = "out of memory: '" +
-                                printable(ledger_.pieces[event.index].name, 60) + "' asked for " +
-                                with_commas(event.bytes) + " bytes";
-      text(at + (on_the_left ? -8 : 8), top + 16, on_the_left ? "alarm end" : "alarm", label);
+      std::string label = "out of memory at " + decimal(milliseconds(event.time), 3);
+      (label += " ms: '") += printable(ledger_.pieces[event.index].name, 50);
+      (label += "' asked for ") += with_commas(event.bytes);
+      text(width - 10, 30, "alarm end", label += " bytes");  // above, where there is room
     }
   }
 
