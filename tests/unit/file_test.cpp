@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <fstream>
 #include <iterator>
 #include <span>
 #include <string>
@@ -209,6 +210,31 @@ TEST_CASE("without commit nothing stays and nothing is replaced") {
   { const atomic_output_file file(path, 1000); }
   CHECK(test::read_file(path) == "old");
   CHECK(folder.count() == 1);
+}
+
+TEST_CASE("an output file that is committed lazily replaces as well, and leaves nothing behind") {
+  const test::temporary_folder folder;
+  const std::string path = folder.file("out");
+  for (const std::string_view text : {"first", "second", "3"}) {
+    atomic_output_file file(path, 0);
+    file.write_at(0, std::as_bytes(std::span(text)));
+    file.commit_lazily();
+    CHECK(test::read_file(path) == text);
+    CHECK(folder.count() == 1);
+  }
+  // Who has the old file open goes on reading it.
+  std::ifstream old(path);
+  atomic_output_file file(path, 0);
+  file.write_at(0, std::as_bytes(std::span(std::string_view("new"))));
+  file.commit_lazily();
+  CHECK(std::string(std::istreambuf_iterator<char>(old), {}) == "3");
+  CHECK(test::read_file(path) == "new");
+  CHECK(folder.count() == 1);
+  // Where somebody made a folder of the name meanwhile, that stays.
+  atomic_output_file late(folder.file("late"), 0);
+  std::filesystem::create_directory(folder.file("late"));
+  CHECK_THROWS_AS(late.commit_lazily(), io_error);
+  CHECK(std::filesystem::is_directory(folder.file("late")));
 }
 
 TEST_CASE("an output file has the permissions that the user's umask gives") {

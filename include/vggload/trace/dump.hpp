@@ -132,7 +132,7 @@ inline void write_dump(const std::string& folder, const ledger_snapshot& ledger,
     // No space is reserved: that would cost more than writing these few bytes.
     atomic_output_file output(folder + '/' + file.name, 0);
     output.write_at(0, std::as_bytes(std::span(file.bytes)));
-    output.commit();
+    output.commit_lazily();
   }
   detail::remove_stale(folder, files);
 }
