@@ -90,7 +90,7 @@ std::vector<double> dense(std::span<const double> inputs, std::span<const float>
                           std::span<const float> bias, bool relu) {
   std::vector<double> outputs;
   for (std::size_t o = 0; o < bias.size(); ++o) {
-    double sum = double{bias[o]};
+    auto sum = double{bias[o]};
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       sum += inputs[i] * double{weight[o * inputs.size() + i]};
     }

@@ -175,14 +175,14 @@ class arranged_weights {
  private:
   std::span<const std::byte> store(const std::vector<float>& values, const arrangement& how) {
     const std::size_t bytes = values.size() * vggload::bits_of(how.type) / 8;
-    auto& place = bytes_.emplace_back(std::make_unique<std::byte[]>(bytes + how.misplaced));
+    std::vector<std::byte>& place = bytes_.emplace_back(bytes + how.misplaced);
     (void)vggload::find_conversion(dtype::f32, how.type)(
-        reinterpret_cast<const std::byte*>(values.data()), place.get() + how.misplaced,
+        reinterpret_cast<const std::byte*>(values.data()), place.data() + how.misplaced,
         values.size());
-    return {place.get() + how.misplaced, bytes};
+    return {place.data() + how.misplaced, bytes};
   }
 
-  std::vector<std::unique_ptr<std::byte[]>> bytes_;
+  std::vector<std::vector<std::byte>> bytes_;
   vgg16::weights views_;
 };
 
@@ -289,6 +289,11 @@ TEST_CASE("what cannot be run is refused with the numbers") {
   };
   CHECK(refusal(weights.views(), {.height = 31, .width = 32}) ==
         "VGG16: the input is at least 32x32, not 31x32");
+  // 10^9 * 32 * 32 * 128 * 4 bytes, and an im2col tile of 38836 rows of 27.
+  CHECK(message_of<vggload::out_of_memory>([&] {
+          const forward_pass refused(weights.views(),
+                                     {.batch = 1'000'000'000, .height = 32, .width = 32});
+        }) == "forward pass: 524288004194288 bytes of host memory were refused");
   CHECK(refusal({}, {}) == "forward pass: VGG16 has 13 or 16 layers, not 0");
   auto layers = std::vector(weights.views().layers().begin(), weights.views().layers().end());
   CHECK(refusal({weight_layout::keras, layers}, {}) ==

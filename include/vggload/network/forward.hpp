@@ -24,6 +24,7 @@
 #include <vggload/memory/arena.hpp>
 #include <vggload/memory/host_resource.hpp>
 #include <vggload/memory/ledger.hpp>
+#include <vggload/memory/out_of_memory.hpp>
 #include <vggload/network/weight_matrix.hpp>
 #include <vggload/vgg16/footprint.hpp>
 #include <vggload/vgg16/layers.hpp>
@@ -75,9 +76,11 @@ class forward_pass {
     }
     const vgg16::footprint plan = vgg16::plan(wanted);
     output_shape_ = plan.layers.back().output_shape;
-    memory_ = arena<host_resource>(
-        static_cast<std::size_t>(plan.activations_bytes + plan.workspace_bytes), {}, options.ledger,
-        "forward pass");
+    const std::uint64_t bytes = plan.activations_bytes + plan.workspace_bytes;
+    memory_ = vggload::detail::naming_out_of_memory("forward pass", "allocating", [&] {
+      return arena<host_resource>(static_cast<std::size_t>(bytes), {}, options.ledger,
+                                  "forward pass");
+    });
     activations_ = take("activations", plan.activations_bytes, memory_role::activations);
     weight_tile_ = take("weight tile", plan.weight_tile_bytes, memory_role::workspace);
     im2col_ = take("im2col", plan.im2col_bytes, memory_role::workspace);
@@ -98,7 +101,8 @@ class forward_pass {
                   std::to_string(options_.batch) + " of " + std::to_string(options_.height) + "x" +
                   std::to_string(options_.width));
     }
-    run_on_threads(images.data());
+    vggload::detail::naming_out_of_memory("forward pass", "multiplying",
+                                          [&] { run_on_threads(images.data()); });
     return {result_, static_cast<std::size_t>(output_shape_.elements().value())};
   }
 
@@ -139,6 +143,7 @@ class forward_pass {
 
   [[nodiscard]] std::span<float> take(std::string_view name, std::uint64_t bytes,
                                       memory_role role) {
+    if (bytes == 0) return {};
     const std::span<std::byte> piece =
         memory_.allocate({name, {}, role}, static_cast<std::size_t>(bytes));
     return {reinterpret_cast<float*>(piece.data()), piece.size() / sizeof(float)};
