@@ -348,14 +348,14 @@ struct avx2_measuring : avx2 {
 /// As `avx2_measuring`, with 32 elements.
 struct avx512_measuring : avx512 {
   struct counts {
+    __m512 most_low;  // the largest magnitudes
+    __m512 most_high;
+    __m512 error;        // the largest relative error, in each lane
+    __m512i usual_from;  // smaller 16-bit results are not usual
     std::uint64_t unusual;
     std::uint64_t neg;
     std::uint64_t subnormal;
-    __m512 most_low;  // the largest magnitudes
-    __m512 most_high;
     float largest_error;
-    __m512 error;        // the same in each lane
-    __m512i usual_from;  // smaller 16-bit results are not usual
   };
 
   [[gnu::always_inline]] VGGLOAD_AVX512 static __m512i magnitude_of(__m512 x) noexcept {
