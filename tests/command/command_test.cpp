@@ -670,3 +670,84 @@ TEST_CASE("load_vgg16 --explain says what filled the memory, and nothing where a
   CHECK(report["alternatives"][0]["fits"] == true);
   CHECK(run_json({"load_vgg16", file, "--no-top", "--explain", "--json"})["tensors"] == 26);
 }
+
+TEST_CASE("gpu_report says that there is no driver, and that is no error") {
+  const test::temporary_folder folder;
+  // In the place of the libraries, so that it is the same where there is a driver.
+  test::command_conditions conditions;
+  for (const std::string library : {"libnvidia-ml.so.1", "libcuda.so.1"}) {
+    folder.write(library, "no library");
+  }
+  conditions.environment = {{"LD_LIBRARY_PATH", folder.path().string()}};
+  const auto text = run_command({"gpu_report"}, conditions);
+  CHECK(text.exit_code == 0);
+  CHECK(text.err.empty());
+  CHECK(text.out.starts_with("no driver: "));
+  CHECK(text.out.find("libnvidia-ml.so.1: ") != std::string::npos);
+  CHECK(text.out.find("verdict: cannot tell\n") != std::string::npos);
+  const auto as_json = run_command({"gpu_report", "--json"}, conditions);
+  CHECK(as_json.exit_code == 0);
+  CHECK(as_json.err.empty());
+  const json said = json::parse(as_json.out);
+  CHECK(said["driver"].is_null());
+  CHECK(said["reason"].get<std::string>().find("libnvidia-ml.so.1: ") != std::string::npos);
+  CHECK(said["gpus"] == json::array());
+  CHECK(said["versions"]["driver_cuda"].is_null());
+  CHECK(said["verdict"] == "cannot tell");
+
+  CHECK(run_command({"gpu_report", "--help"}).exit_code == 0);
+  CHECK(run_command({"gpu_report", "--nonsense"}).exit_code == 2);
+  CHECK(run_command({"gpu_report", "0"}).exit_code == 2);
+}
+
+TEST_CASE("gpu_report shows the GPUs, their processes and the versions") {
+  test::command_conditions conditions;
+  conditions.environment = {{"LD_LIBRARY_PATH", FAKE_DRIVER},
+                            {"FAKE_DRIVER", "13000"},
+                            {"FAKE_RUNTIME", "13000"},
+                            {"FAKE_CUDNN", "91900"},
+                            {"FAKE_CUDNN_CUDA", "12090"}};
+  const auto as_json = run_command({"gpu_report", "--json"}, conditions);
+  CHECK(as_json.exit_code == 0);
+  CHECK(as_json.err.empty());
+  const json said = json::parse(as_json.out);
+  CHECK(said["driver"] == "580.65.06");
+  CHECK_FALSE(said.contains("reason"));
+  REQUIRE(said["gpus"].size() == 2);
+  const json& gpu = said["gpus"][0];
+  CHECK(gpu["name"] == "NVIDIA H100 80GB HBM3");
+  CHECK(gpu["pci_bus_id"] == "00000000:17:00.0");
+  CHECK(gpu["total_bytes"] == 85'000'000'000);
+  CHECK(gpu["used_bytes"] == 64'500'000'000);
+  CHECK(gpu["free_bytes"] == 20'000'000'000);
+  CHECK(gpu["reserved_bytes"] == 500'000'000);
+  CHECK(gpu["unaccounted_bytes"] == 2'500'000'000);
+  REQUIRE(gpu["processes"].size() == 3);
+  CHECK(gpu["processes"][0]["name"] == "gpu_report");
+  CHECK(gpu["processes"][1] == json::parse(R"({"pid": 2000000001, "name": null, "type": "C+G",
+                                               "bytes": 60000000000})"));
+  CHECK(gpu["processes"][2]["type"] == "G");
+  CHECK(said["versions"]["driver_cuda"] == "13.0");
+  CHECK(said["versions"]["runtime"] == "13.0");
+  CHECK(said["versions"]["cudnn"] == "9.19.0");
+  CHECK(said["versions"]["cudnn_cuda"] == "12.9");
+  CHECK(said["verdict"] == "does not fit");
+
+  const auto text = run_command({"gpu_report"}, conditions);
+  CHECK(text.exit_code == 0);
+  CHECK(text.out.starts_with("driver 580.65.06\nGPU 00000000:17:00.0 NVIDIA H100 80GB HBM3\n"));
+  // 60e9 / 2^20
+  CHECK(text.out.find("2000000001 C+G (no such process is visible here)           60,000,000,000 "
+                      "  57,220 MiB\n") != std::string::npos);
+  CHECK(text.out.find("\nverdict: does not fit\n") != std::string::npos);
+
+  conditions.environment.emplace_back("FAKE_NVML", "no bytes");
+  CHECK(
+      json::parse(
+          run_command({"gpu_report", "--json"}, conditions).out)["gpus"][0]["processes"][1]["bytes"]
+          .is_null());
+  conditions.environment.back().second = "other version";
+  const auto refused = run_command({"gpu_report"}, conditions);
+  CHECK(refused.exit_code == 0);
+  CHECK(refused.out.starts_with("no driver: nvmlInit_v2: NVML error 18 "));
+}

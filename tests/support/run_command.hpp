@@ -6,10 +6,12 @@
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <fcntl.h>
@@ -37,6 +39,8 @@ struct command_conditions {
   int signal = 0;                                   // is sent after a time
   std::chrono::milliseconds signal_after = {};
   bool ignores_signal = false;  // as under nohup
+  // Variables that are added to the environment.
+  std::vector<std::pair<std::string, std::string>> environment = {};
 };
 
 /// Runs one of the example commands to its end.
@@ -75,6 +79,10 @@ inline command_result run_command(const std::vector<std::string>& arguments,
     limit(RLIMIT_AS, conditions.address_space);
     limit(RLIMIT_FSIZE, conditions.file_size);
     if (conditions.ignores_signal) std::signal(conditions.signal, SIG_IGN);
+    for (const auto& [name, value] : conditions.environment) {
+      // NOLINTNEXTLINE(concurrency-mt-unsafe): a new process has one thread
+      ::setenv(name.c_str(), value.c_str(), 1);
+    }
     ::execv(argv[0], argv.data());
     ::_exit(127);
   }
