@@ -112,8 +112,9 @@ void print_gpu(const nvml_gpu& gpu) {
   print_bytes("reserved for the driver", gpu.reserved);
   for (const nvml_process& process : gpu.processes) {
     const std::string name =
-        process.name ? vggload::printable(*process.name) : "(no such process is visible here)";
-    print_bytes(std::to_string(process.pid) + ' ' + type_of(process) + ' ' + name, process.bytes);
+        process.name ? vggload::printable(*process.name) : "(not visible here)";
+    print_bytes("process " + std::to_string(process.pid) + ' ' + type_of(process) + ' ' + name,
+                process.bytes);
   }
   print_lines("  not known: ", gpu.withheld);
 }
@@ -121,10 +122,12 @@ void print_gpu(const nvml_gpu& gpu) {
 void print_text(const nvml_answer& answer, const std::string& reason,
                 const vggload::cuda::cuda_versions& versions,
                 const vggload::cuda::version_judgement& judgement) {
-  if (answer.driver_release.empty()) {
+  if (answer.driver_release.empty() && answer.gpus.empty()) {
     std::printf("no driver: %s\n", vggload::printable(reason).c_str());
   } else {
-    std::printf("driver %s\n", vggload::printable(answer.driver_release).c_str());
+    std::printf("driver %s\n", answer.driver_release.empty()
+                                   ? "of unknown release"
+                                   : vggload::printable(answer.driver_release).c_str());
     print_lines("not known: ", answer.withheld);
   }
   for (const nvml_gpu& gpu : answer.gpus) print_gpu(gpu);

@@ -737,7 +737,7 @@ TEST_CASE("gpu_report shows the GPUs, their processes and the versions") {
   CHECK(text.exit_code == 0);
   CHECK(text.out.starts_with("driver 580.65.06\nGPU 00000000:17:00.0 NVIDIA H100 80GB HBM3\n"));
   // 60e9 / 2^20
-  CHECK(text.out.find("2000000001 C+G (no such process is visible here)           60,000,000,000 "
+  CHECK(text.out.find("process 2000000001 C+G (not visible here)          60,000,000,000 "
                       "  57,220 MiB\n") != std::string::npos);
   CHECK(text.out.find("\nverdict: does not fit\n") != std::string::npos);
 

@@ -212,7 +212,7 @@ class nvml {
 
   template <class Signature, class... Arguments>
   int call(const char* name, Arguments... arguments) const noexcept {
-    Signature* const function = library_.function<Signature>(name);
+    auto* const function = library_.function<Signature>(name);
     return function != nullptr ? function(arguments...) : no_such_function;
   }
 

@@ -16,6 +16,7 @@ class shared_library {
   /// Where it cannot be loaded, `reason` says why. Throws std::bad_alloc.
   explicit shared_library(const char* name) : handle_(::dlopen(name, RTLD_NOW | RTLD_LOCAL)) {
     if (handle_ != nullptr) return;
+    // NOLINTNEXTLINE(concurrency-mt-unsafe): glibc keeps one text for each thread
     const char* const why = ::dlerror();
     reason_ = why != nullptr ? why : name;
   }
