@@ -450,6 +450,7 @@ TEST_CASE("versions fit together as NVIDIA's compatibility guide says") {
       {"535.104.05", 12020, 12020, 91900, 13010, "does not fit",
        "cuDNN of CUDA 13.1 on a driver for CUDA 12.2"},
       {"580.65.06", 13000, 13000, 91900, none, "cannot tell", "cuDNN does not say"},
+      {"535.104.05", 12020, 13000, 91900, none, "does not fit", "cuDNN does not say"},
       {"580.65.06", 13000, none, 91900, 13010, "cannot tell", "there is no CUDA runtime"},
       {"", none, 12080, 91900, 13010, "does not fit", "another major version"},
   };
@@ -494,6 +495,10 @@ TEST_CASE("versions are asked of the libraries that are there") {
     const auto found = cuda::find_cuda_versions("", libraries);
     CHECK_FALSE(found.driver);
     CHECK(found.not_found == std::vector<std::string>{"cuDriverGetVersion: error 34, version -34"});
+  }
+  {
+    const variable no_version("FAKE_DRIVER", "0");
+    CHECK_FALSE(cuda::find_cuda_versions("", libraries).driver);
   }
   const auto none = cuda::find_cuda_versions("", {.driver = {"libnone.so.1"},
                                                   .runtime = {"libnone.so.2", "libnone.so.3"},
