@@ -31,6 +31,7 @@
 #include <vggload/load/memory_plan.hpp>
 #include <vggload/load/row_major.hpp>
 #include <vggload/load/stream.hpp>
+#include <vggload/load/upload_ring.hpp>
 #include <vggload/memory/arena.hpp>
 #include <vggload/memory/counting_resource.hpp>
 #include <vggload/memory/failing_resource.hpp>
