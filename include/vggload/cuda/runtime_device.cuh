@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+
+#include <cuda_runtime.h>
+
+#include <vggload/core/dtype.hpp>
+#include <vggload/core/float16.hpp>
+#include <vggload/cuda/convert.cuh>
+#include <vggload/cuda/error.hpp>
+#include <vggload/cuda/health.hpp>
+#include <vggload/cuda/resources.hpp>
+#include <vggload/cuda/stream.hpp>
+#include <vggload/cuda/upload_engine.hpp>
+#include <vggload/memory/memory_report.hpp>
+
+namespace vggload::cuda {
+
+// Of each translation unit its own, like the kernels that it launches.
+namespace {
+
+/// The CUDA device that was current when this was made. See `upload_device`. Made by a thread whose
+/// current device it stays until the load is done.
+class runtime_device {
+ public:
+  using device_resource = cuda::device_resource;
+  using pinned_resource = cuda::pinned_resource;
+  using stream = cuda_stream;
+  using event = cuda_event;
+
+  /// Creates the device's context, where there is none, and loads the kernels: neither is to be
+  /// taken for a part of the first upload.
+  /// @throws cuda_error where there is no device
+  runtime_device() {
+    check(cudaGetDevice(&device_), "cudaGetDevice");
+    static_cast<void>(detail::resident_blocks(&detail::convert_and_measure_kernel<float16>));
+    static_cast<void>(detail::resident_blocks(&detail::convert_and_measure_kernel<bfloat16>));
+  }
+
+  /// As NVIDIA calls it.
+  [[nodiscard]] std::string name() const {
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, device_), "cudaGetDeviceProperties");
+    return properties.name;
+  }
+
+  void copy_to_device(std::byte* to, std::span<const std::byte> from, stream& order) const {
+    check(cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyHostToDevice, order.get()),
+          "cudaMemcpyAsync");
+  }
+  void set_zero(std::byte* to, std::size_t bytes, stream& order) const {
+    check(cudaMemsetAsync(to, 0, bytes, order.get()), "cudaMemsetAsync");
+  }
+  void convert(dtype to, const std::byte* source, std::byte* destination, std::size_t count,
+               health_accumulator* health, stream& order) const {
+    // A kernel goes to the current device, and a new thread's is the first.
+    check(cudaSetDevice(device_), "cudaSetDevice");
+    const auto* const values = reinterpret_cast<const float*>(source);
+    if (to == dtype::f16) {
+      convert_and_measure(values, reinterpret_cast<float16*>(destination), count, health,
+                          order.get());
+    } else {
+      convert_and_measure(values, reinterpret_cast<bfloat16*>(destination), count, health,
+                          order.get());
+    }
+  }
+  void record(event& place, stream& order) const {
+    check(cudaEventRecord(place.get(), order.get()), "cudaEventRecord");
+  }
+  void wait(stream& order, event& place) const {
+    check(cudaStreamWaitEvent(order.get(), place.get(), 0), "cudaStreamWaitEvent");
+  }
+  void synchronize(event& place) const {
+    check(cudaEventSynchronize(place.get()), "cudaEventSynchronize");
+  }
+  void copy_to_host(std::span<std::byte> to, const std::byte* from) const {
+    check(cudaMemcpy(to.data(), from, to.size(), cudaMemcpyDeviceToHost), "cudaMemcpy");
+  }
+  void drain(stream& order) const noexcept {
+    if (cudaStreamSynchronize(order.get()) != cudaSuccess) static_cast<void>(cudaGetLastError());
+  }
+  void describe(memory_report& report) const {
+    report.place = "memory of the GPU, " + name();
+    std::size_t free_bytes = 0;
+    std::size_t total_bytes = 0;
+    check(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
+    report.free = free_bytes;
+    report.total = total_bytes;
+  }
+
+ private:
+  int device_ = 0;
+};
+
+static_assert(upload_device<runtime_device>);
+
+}  // namespace
+
+}  // namespace vggload::cuda
