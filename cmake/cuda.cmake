@@ -38,31 +38,61 @@ if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
   list(APPEND vggload_nvcc -Xcompiler -Wno-unused-function,-Wno-unused-command-line-argument)
 endif()
 
-# A program of our own from .cu files, by one call of nvcc: for an H100, an A100, and as PTX for what comes after them.
-# It carries the runtime libraries in itself, so that it runs where there is a GPU and nothing else.
+# Code for an H100, an A100, and as PTX for what comes after them.
+set(vggload_nvcc_code
+    -O2
+    -gencode
+    arch=compute_80,code=sm_80
+    -gencode
+    arch=compute_90,code=sm_90
+    -gencode
+    arch=compute_90,code=compute_90)
+file(GLOB vggload_cuda_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/vggload/*/*.hpp
+     ${PROJECT_SOURCE_DIR}/include/vggload/*/*.cuh)
+
+# The -isystem options of what a target includes from elsewhere.
+function(vggload_system_includes variable target)
+  set(options)
+  get_target_property(directories ${target} INTERFACE_INCLUDE_DIRECTORIES)
+  foreach(directory IN LISTS directories)
+    if(directory AND NOT directory STREQUAL "/usr/include" AND NOT directory MATCHES "INSTALL_INTERFACE")
+      list(APPEND options -isystem "${directory}")
+    endif()
+  endforeach()
+  set(${variable}
+      ${options}
+      PARENT_SCOPE)
+endfunction()
+
+# A program of our own from .cu files, by one call of nvcc. It carries the runtime libraries in itself, so that it runs
+# where there is a GPU and nothing else.
 function(vggload_add_cuda_program name)
   cmake_parse_arguments(arg "" "" "SOURCES;OPTIONS" ${ARGN})
-  set(sources)
-  foreach(source IN LISTS arg_SOURCES)
-    list(APPEND sources ${CMAKE_CURRENT_SOURCE_DIR}/${source})
-  endforeach()
-  file(
-    GLOB headers CONFIGURE_DEPENDS
-    ${PROJECT_SOURCE_DIR}/include/vggload/core/*.hpp
-    ${PROJECT_SOURCE_DIR}/include/vggload/convert/*.hpp
-    ${PROJECT_SOURCE_DIR}/include/vggload/cuda/*
-    ${PROJECT_SOURCE_DIR}/include/vggload/interop/*.hpp
-    ${PROJECT_SOURCE_DIR}/include/vggload/memory/*.hpp
-    ${CMAKE_CURRENT_SOURCE_DIR}/*.cuh
-    ${CMAKE_CURRENT_SOURCE_DIR}/*.hpp)
+  list(TRANSFORM arg_SOURCES PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/)
+  file(GLOB headers CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cuh ${CMAKE_CURRENT_SOURCE_DIR}/*.hpp)
   add_custom_command(
     OUTPUT ${name}
-    COMMAND
-      ${vggload_nvcc} -O2 -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode
-      arch=compute_90,code=compute_90 -cudart static -Xcompiler -static-libstdc++,-static-libgcc ${arg_OPTIONS}
-      ${sources} -o ${CMAKE_CURRENT_BINARY_DIR}/${name}
-    DEPENDS ${sources} ${headers}
+    COMMAND ${vggload_nvcc} ${vggload_nvcc_code} -cudart static -Xcompiler -static-libstdc++,-static-libgcc ${arg_SOURCES} -o
+            ${CMAKE_CURRENT_BINARY_DIR}/${name} ${arg_OPTIONS}
+    DEPENDS ${arg_SOURCES} ${headers} ${vggload_cuda_headers}
     COMMENT "nvcc: ${name}"
     VERBATIM)
   add_custom_target(build_${name} ALL DEPENDS ${name})
+endfunction()
+
+# A .cu file in a target that is otherwise CMake's own. The object goes by nvcc; the target carries the runtime library
+# in itself and starts where there is no driver.
+function(vggload_add_cuda_source target source)
+  cmake_parse_arguments(arg "" "" "OPTIONS" ${ARGN})
+  set(object ${CMAKE_CURRENT_BINARY_DIR}/${source}.o)
+  file(GLOB headers CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.hpp)
+  add_custom_command(
+    OUTPUT ${object}
+    COMMAND ${vggload_nvcc} ${vggload_nvcc_code} -c ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${object} ${arg_OPTIONS}
+    DEPENDS ${source} ${headers} ${vggload_cuda_headers}
+    COMMENT "nvcc: ${source}"
+    VERBATIM)
+  set_source_files_properties(${object} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+  target_sources(${target} PRIVATE ${object})
+  target_link_libraries(${target} PRIVATE CUDA::cudart_static)
 endfunction()

@@ -8,26 +8,42 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include "command.hpp"
+#include "load_to_device.hpp"
 #include "memory_dump.hpp"
 #include "open_any.hpp"
 #include "precision.hpp"
 
 #include <vggload/core/dtype.hpp>
+#include <vggload/core/tensor_view.hpp>
+#include <vggload/cuda/load_vgg16.hpp>
 #include <vggload/load/checkpoint.hpp>
 #include <vggload/memory/process_memory.hpp>
 #include <vggload/vgg16/binding.hpp>
 #include <vggload/vgg16/load.hpp>
+#include <vggload/vgg16/names.hpp>
 
 namespace {
+
+/// What was loaded, wherever to.
+struct loaded_model {
+  vggload::checkpoint file;
+  vggload::vgg16::weight_layout layout;
+  std::uint64_t parameters;
+  vggload::vgg16::load_report report;
+  std::function<std::string()> digest;  // as JSON tells it; keeps the weights
+  /// Nothing: on the host.
+  std::optional<command::device_load> on_device = {};
+};
 
 /// What the report says beside the library's own `load_report`.
 struct measurement {
@@ -60,18 +76,46 @@ std::string digest(const vggload::checkpoint& file, const vggload::vgg16::model<
   return crc.hex();
 }
 
-void print_json(const vggload::checkpoint& file, const vggload::vgg16::model<>& model,
-                vggload::dtype type, const command::precision_options& precision,
-                const measurement& measured) {
-  const auto& report = model.report();
+/// The same over what is on the GPU, read back.
+std::string digest(const command::device_load& loaded) {
+  std::vector<std::byte> window(command::digest_window_bytes);
+  command::crc32 crc;
+  loaded.read_back([&](const vggload::tensor_view& view) { crc.update(view, window); });
+  return crc.hex();
+}
+
+loaded_model load_on_host(const vggload::checkpoint& file,
+                          const vggload::vgg16::load_options& options) {
+  const auto model =
+      std::make_shared<const vggload::vgg16::model<>>(vggload::vgg16::load(file, options));
+  const auto& weights = model->weights();
+  return {file, weights.layout(), weights.parameters(), model->report(),
+          [file, model] { return digest(file, *model); }};
+}
+
+loaded_model load_on_device(const vggload::checkpoint& file,
+                            const vggload::cuda::device_load_options& options) {
+  command::device_load loaded = command::load_to_device(file, options);
+  return {
+      file,  loaded.layout, loaded.parameters, loaded.report, [loaded] { return digest(loaded); },
+      loaded};
+}
+
+double upload_gigabytes_per_second(const vggload::cuda::device_load_report& report) {
+  return gigabytes_per_second(report.uploaded_bytes, report.upload_seconds);
+}
+
+void print_json(const loaded_model& loaded, vggload::dtype type,
+                const command::precision_options& precision, const measurement& measured) {
+  const auto& [file, layout, parameters, report, digest, on_device] = loaded;
   nlohmann::ordered_json json{
       {"file", file.path()},
       {"format", file.format()},
       {"names", report.family},
-      {"layout", name_of(model.weights().layout())},
+      {"layout", name_of(layout)},
       {"dtype", vggload::name_of(type)},
       {"tensors", report.tensors},
-      {"parameters", model.weights().parameters()},
+      {"parameters", parameters},
       {"classes", report.classes},
       {"threads", report.threads},
       {"seconds", measured.seconds},
@@ -86,17 +130,28 @@ void print_json(const vggload::checkpoint& file, const vggload::vgg16::model<>& 
       {"kept_f32", precision.kept(file, report.skipped)},
       {"overflow", vggload::name_of(precision.overflow())},
       {"overflowed", command::precision_options::total(report.overflowed)},
-      {"crc32", digest(file, model)}};
+      {"crc32", digest()}};
   if (precision.health()) json["health"] = command::health_json(file, report.measured);
   if (measured.peak_growth) json["peak_rss_growth_bytes"] = *measured.peak_growth;
+  if (on_device) {
+    const auto& upload = on_device->report;
+    json["device"] = on_device->device;
+    json["conversion"] = name_of(upload.conversion);
+    json["pin_ms"] = upload.pin_ms;
+    json["uploaded_bytes"] = upload.uploaded_bytes;
+    json["upload_seconds"] = upload.upload_seconds;
+    json["upload_gb_per_second"] = upload_gigabytes_per_second(upload);
+    json["ring_bytes"] = upload.ring_bytes;
+    json["device_window_bytes"] = upload.device_window_bytes;
+  }
   const auto text = json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
   std::printf("%s\n", text.c_str());
 }
 
-void print_report(const vggload::checkpoint& file, const vggload::vgg16::model<>& model,
-                  vggload::dtype type, const measurement& measured) {
+void print_report(const loaded_model& loaded, vggload::dtype type, const measurement& measured) {
   using command::grouped;
-  const auto& report = model.report();
+  const vggload::checkpoint& file = loaded.file;
+  const auto& report = loaded.report;
   const auto row = [](const char* label, const std::string& value, const std::string& note = "") {
     std::printf("  %-20s %15s%s%s\n", label, value.c_str(), note.empty() ? "" : "  ", note.c_str());
   };
@@ -107,10 +162,9 @@ void print_report(const vggload::checkpoint& file, const vggload::vgg16::model<>
   };
   std::printf("VGG16 from %s\n", vggload::printable(file.path()).c_str());
   row("format", std::string(file.format()),
-      std::string(report.family) + " names, " + std::string(name_of(model.weights().layout())) +
-          " layout");
+      std::string(report.family) + " names, " + std::string(name_of(loaded.layout)) + " layout");
   row("tensors", std::to_string(report.tensors),
-      grouped(model.weights().parameters()) + " parameters" +
+      grouped(loaded.parameters) + " parameters" +
           (report.classes > 0 ? ", " + grouped(report.classes) + " classes" : ", no top"));
   row("loaded as", std::string(vggload::name_of(type)),
       report.copied_bytes == 0 ? "mapped, nothing to convert"
@@ -120,13 +174,22 @@ void print_report(const vggload::checkpoint& file, const vggload::vgg16::model<>
   row("bytes in the file", grouped(file.file_bytes()));
   row("at the destination", grouped(report.destination_bytes),
       "+ " + grouped(report.windows_bytes) + " in windows while loading");
-  if (measured.peak_growth) {
+  if (measured.peak_growth && !loaded.on_device) {
     const auto extra = static_cast<std::int64_t>(*measured.peak_growth) -
                        static_cast<std::int64_t>(report.destination_bytes);
     std::array<char, 64> note;
     std::snprintf(note.data(), note.size(), "destination %+.2f MiB",
                   static_cast<double>(extra) / (1 << 20));
     row("peak resident growth", grouped(*measured.peak_growth), note.data());
+  }
+  if (loaded.on_device) {
+    const auto& upload = loaded.on_device->report;
+    row("on the GPU", "", loaded.on_device->device);
+    row("converted", std::string(name_of(upload.conversion)),
+        "+ " + grouped(upload.device_window_bytes) + " bytes there while loading");
+    row("uploaded", grouped(upload.uploaded_bytes),
+        number(upload_gigabytes_per_second(upload)) + " GB/s over the bus");
+    row("ms to pin the ring", number(upload.pin_ms), grouped(upload.ring_bytes) + " bytes");
   }
   row("bytes mapped", grouped(report.mapped_bytes));
   row("copies of a weight", report.copied_bytes == 0 ? "0" : "1",
@@ -162,6 +225,20 @@ int main(int argc, char** argv) try {
   command::add_threads(app, threads);
   const command::precision_options precision(app);
   command::memory_dump dump(app);
+  std::string device = "cpu";
+  app.add_option("--device", device, "Where to: cpu (default), or cuda, the current GPU")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->type_name("DEVICE");
+  std::string convert_name = "auto";
+  const std::map<std::string, vggload::cuda::upload_conversion> conversions{
+      {"device", vggload::cuda::upload_conversion::on_device},
+      {"staging", vggload::cuda::upload_conversion::while_staging},
+      {"auto", vggload::cuda::upload_conversion::by_measurement}};
+  app.add_option("--convert", convert_name,
+                 "Where FP32 is converted on the way to a GPU: device, staging (on the host), or "
+                 "auto (default), which measures")
+      ->check(CLI::IsMember(conversions))
+      ->type_name("WHERE");
   app.add_flag("--json", json, "The report as JSON");
   return command::run(app, argc, argv, path, [&] {
     const vggload::dtype type = types.at(type_name);
@@ -173,37 +250,40 @@ int main(int argc, char** argv) try {
     vggload::reset_peak_resident();
     const auto before = vggload::read_process_memory();
     const auto start = std::chrono::steady_clock::now();
-    const auto loaded = [&] {
+    const loaded_model loaded = [&] {
       try {
+        if (device == "cuda") command::open_device(path);
         const vggload::checkpoint file = command::open_any(path);
-        return std::pair(file, vggload::vgg16::load(
-                                   file, {.dtype = precision.types(file, type),
-                                          .overflow = precision.overflow(),
-                                          .measure_health = precision.health() || dump.is_wanted(),
-                                          .include_top = !no_top,
-                                          .threads = threads,
-                                          .memory_limit = memory_limit,
-                                          .stop = stream.stop,
-                                          .ledger = dump.ledger(),
-                                          .progress = dump.sampling(stream.progress)}));
+        const vggload::vgg16::load_options options{
+            .dtype = precision.types(file, type),
+            .overflow = precision.overflow(),
+            .measure_health = precision.health() || dump.is_wanted(),
+            .include_top = !no_top,
+            .threads = threads,
+            .memory_limit = memory_limit,
+            .stop = stream.stop,
+            .ledger = dump.ledger(),
+            .progress = dump.sampling(stream.progress)};
+        if (device == "cpu") return load_on_host(file, options);
+        return load_on_device(file, {options, conversions.at(convert_name)});
       } catch (...) {
         dump.write_failure(json);
         throw;
       }
     }();
-    const auto& [file, model] = loaded;
+    const auto& report = loaded.report;
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
     const auto after = vggload::read_process_memory();
     measurement measured{elapsed.count(), std::nullopt};
     if (before && after) measured.peak_growth = after->peak_resident - before->resident;
     bar.clear();
-    dump.write(file, model.report().measured);
-    precision.warn(file, model.report().overflowed);
+    dump.write(loaded.file, report.measured);
+    precision.warn(loaded.file, report.overflowed);
     if (json) {
-      print_json(file, model, type, precision, measured);
+      print_json(loaded, type, precision, measured);
     } else {
-      print_report(file, model, type, measured);
-      if (precision.health()) command::print_health(file, model.report().measured);
+      print_report(loaded, type, measured);
+      if (precision.health()) command::print_health(loaded.file, report.measured);
     }
   });
 } catch (...) {
