@@ -47,7 +47,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 /// What copies of the ring's size alone reach, in bytes per second.
 class bus {
  public:
-  bus() : from_(bytes), to_(bytes) {}
+  bus() : from_(bytes, cuda::pinned_resource()), to_(bytes, cuda::device_resource()) {}
 
   [[nodiscard]] double bytes_per_second() {
     constexpr int copies = 32;  // 512 MiB, about what FP32 weights are

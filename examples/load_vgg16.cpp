@@ -226,9 +226,10 @@ int main(int argc, char** argv) try {
   const command::precision_options precision(app);
   command::memory_dump dump(app);
   std::string device = "cpu";
-  app.add_option("--device", device, "Where to: cpu (default), or cuda, the current GPU")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->type_name("DEVICE");
+  CLI::Option* const device_option =
+      app.add_option("--device", device, "Where to: cpu (default), or cuda, the current GPU")
+          ->check(CLI::IsMember({"cpu", "cuda"}))
+          ->type_name("DEVICE");
   std::string convert_name = "auto";
   const std::map<std::string, vggload::cuda::upload_conversion> conversions{
       {"device", vggload::cuda::upload_conversion::on_device},
@@ -238,7 +239,8 @@ int main(int argc, char** argv) try {
                  "Where FP32 is converted on the way to a GPU: device, staging (on the host), or "
                  "auto (default), which measures")
       ->check(CLI::IsMember(conversions))
-      ->type_name("WHERE");
+      ->type_name("WHERE")
+      ->needs(device_option);
   app.add_flag("--json", json, "The report as JSON");
   return command::run(app, argc, argv, path, [&] {
     const vggload::dtype type = types.at(type_name);

@@ -73,6 +73,9 @@ TEST_CASE("every command explains itself, and tells wrong usage from refused inp
   CHECK(run_command({"load_vgg16", "f", "--dtype", "f64"}).exit_code == 2);
   CHECK(run_command({"load_vgg16", "f", "--dtype", "F16"}).exit_code == 2);
   CHECK(run_command({"load_vgg16", "f", "--threads", "0"}).exit_code == 2);
+  CHECK(run_command({"load_vgg16", "f", "--device", "gpu"}).exit_code == 2);
+  CHECK(run_command({"load_vgg16", "f", "--device", "cuda", "--convert", "x"}).exit_code == 2);
+  CHECK(run_command({"load_vgg16", "f", "--convert", "staging"}).exit_code == 2);
   CHECK(run_command({"load_vgg16", "f", "--threads", "x"}).exit_code == 2);
   for (const std::string limit : {"", "x", "-1", "1KB", "1 KiB x", "0x10", "1.5MiB",
                                   "99999999999999999999", "99999999999GiB"}) {
@@ -285,6 +288,31 @@ TEST_CASE("a checkpoint without the top goes through all commands") {
   CHECK(run_command({"load_vgg16", file, "--no-top", "--memory-limit", "29 MiB"}).exit_code == 0);
   check_refused(run_command({"load_vgg16", fixtures + "/mixed.safetensors"}),
                 fixtures + "/mixed.safetensors", "none of its");
+}
+
+TEST_CASE("a GPU gets what the host would have, or the command says why there is none") {
+  const test::temporary_folder folder;
+  const command_result first = run_command({"load_vgg16", folder.file("none"), "--device", "cuda"});
+  if (first.err.find("no CUDA device: ") != std::string::npos) {
+    // Said before the file, which is not there, was opened.
+    check_refused(first, folder.file("none"), ": no CUDA device: ");
+    MESSAGE("no GPU: not loaded to one");
+    return;
+  }
+  check_refused(first, folder.file("none"), "No such file");
+  const std::string file = folder.file("vgg16");
+  REQUIRE(run_command({"make_checkpoint", file, "--no-top"}).exit_code == 0);
+  const json host = run_json({"load_vgg16", file, "--no-top", "--json"});
+  for (const std::string convert : {"device", "staging", "auto"}) {
+    const json gpu = run_json(
+        {"load_vgg16", file, "--no-top", "--json", "--device", "cuda", "--convert", convert});
+    CHECK(gpu["crc32"] == host["crc32"]);
+    CHECK(gpu["destination_bytes"] == host["destination_bytes"]);
+    CHECK(gpu["pin_ms"] > 0);
+    CHECK(gpu["upload_gb_per_second"] > 0);
+    if (convert != "auto") CHECK(gpu["conversion"] == convert);
+    CHECK(run_command({"load_vgg16", file, "--no-top", "--device", "cuda"}).exit_code == 0);
+  }
 }
 
 TEST_CASE("a command that is told to stop stops, and leaves its file whole or not at all") {
