@@ -207,10 +207,11 @@ class fake_device {
     const std::scoped_lock lock(mutex());
     while (!order.steps_->empty()) make_one_step();
   }
-  void describe(vggload::memory_report& report) const {
+  void describe(vggload::memory_report& report, std::uint64_t allocated) const noexcept {
     const std::scoped_lock lock(mutex());
     report.place = "memory of the fake device";
     report.free = history().capacity - history().device_bytes;
+    report.context_bytes = history().device_bytes - allocated;
   }
 
  private:

@@ -363,6 +363,25 @@ TEST_CASE("an out of memory of the device comes before the first read, with what
         std::string::npos);
   check_all_given_back();
 
+  // A window that does not fit beside the weights: they are what fills the device, and nothing else.
+  fake_device::reset().capacity = 29'429'376 + 1000;
+  try {
+    static_cast<void>(cuda::load_vgg16(source,
+                                       {.load = {.include_top = false, .threads = 2},
+                                        .conversion = upload_conversion::on_device,
+                                        .ring_bytes = 1 << 20},
+                                       fake_device()));
+    FAIL_CHECK("no exception");
+  } catch (const out_of_memory& e) {
+    REQUIRE(e.report());
+    CHECK(e.report()->live.roles.at(0) ==
+          std::pair<memory_role, std::uint64_t>{memory_role::weights, 29'429'376});
+    CHECK(e.report()->live.largest.at(0).layer == "block4_conv2");
+    CHECK(e.report()->free == 1000);
+    CHECK(e.report()->context_bytes == 0);
+  }
+  check_all_given_back();
+
   // The limit is for everything: destination, ring, window and windows.
   fake_device::reset();
   const std::uint64_t least = 29'429'376 + (1 << 20) + 4096;

@@ -22,6 +22,7 @@
 #include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
 #include <vggload/cuda/health.hpp>
+#include <vggload/cuda/memory_report.hpp>
 #include <vggload/cuda/upload_engine.hpp>
 #include <vggload/io/strided_read.hpp>
 #include <vggload/io/weight_reader.hpp>
@@ -164,7 +165,7 @@ class device_load {
   device_load(Device device, const checkpoint& source, const device_load_options& options)
       : device_(std::move(device)),
         source_(source),
-        options_(options),
+        options_(with_ledger(options)),
         start_(std::chrono::steady_clock::now()),
         bound_(vgg16::bind(source, options.load.include_top)),
         tensors_(vgg16::detail::choose_sources(source, bound_, options.load.dtype, false)) {
@@ -187,18 +188,14 @@ class device_load {
     if (conversion_ != upload_conversion::while_staging) {
       report_.device_window_bytes = options_.ring_bytes + healths_bytes();
     }
-    if (options_.load.ledger) {
-      for (const tensor& one : tensors_) options_.load.ledger->plan(tag(one), one.bytes);
-    }
-    const memory_plan plan = explaining(
-        [&] {
-          return plan_memory({.path = source_.path(),
-                              .largest_tensor = source_.tensors()[largest_->index].name,
-                              .largest_tensor_bytes = largest_->bytes,
-                              .destination_bytes = report_.destination_bytes + beside()},
-                             options_.load.threads, options_.load.memory_limit);
-        },
-        [&](memory_report& report) { device_.describe(report); });
+    for (const tensor& one : tensors_) options_.load.ledger->plan(tag(one), one.bytes);
+    const memory_plan plan = explaining(memory_access::device, [&] {
+      return plan_memory({.path = source_.path(),
+                          .largest_tensor = source_.tensors()[largest_->index].name,
+                          .largest_tensor_bytes = largest_->bytes,
+                          .destination_bytes = report_.destination_bytes + beside()},
+                         options_.load.threads, options_.load.memory_limit);
+    });
     report_.windows_bytes = plan.windows_bytes();
     static_cast<void>(divide_ring(options_.ring_bytes, plan.threads));  // throws where it cannot be
 
@@ -220,6 +217,11 @@ class device_load {
 
  private:
   using tensor = vgg16::detail::loaded_tensor;
+
+  [[nodiscard]] static device_load_options with_ledger(device_load_options options) {
+    options.load = vgg16::detail::with_ledger(std::move(options.load));
+    return options;
+  }
 
   /// What the options ask for, and by_measurement only where there is a choice.
   [[nodiscard]] upload_conversion choose_conversion() const {
@@ -280,56 +282,30 @@ class device_load {
   }
 
   /// Runs `action`; an out of memory that comes out of it says what would fit and what filled the
-  /// memory, of which `describe` tells.
-  template <class Action, class Describe>
-  decltype(auto) explaining(Action&& action, const Describe& describe) {
+  /// memory, the device's or the host's.
+  template <class Action>
+  decltype(auto) explaining(memory_access access, Action&& action) {
     try {
       return action();
     } catch (const out_of_memory& e) {
-      auto text = vggload::detail::fixed_text() << e.what();
-      const auto report = vggload::detail::try_report([&] {
-        memory_report made;
-        made.tensor = e.tensor();
-        made.requested = e.requested();
-        made.limit = options_.load.memory_limit;
-        describe(made);
-        if (options_.load.ledger) {
-          const ledger_snapshot ledger = options_.load.ledger->snapshot();
-          made.live = live_tensors(ledger);
-          made.planned = planned_tensors(ledger);
-        }
-        made.alternatives = alternatives(made.limit ? made.limit : made.free);
-        return made;
-      });
-      if (report) {
-        std::string_view separator = "; this would fit: ";
-        for (const memory_alternative& alternative : report->alternatives) {
-          if (!alternative.fits) continue;
-          text << separator << alternative.change << " (" << alternative.bytes << " bytes)";
-          separator = ", ";
-        }
-      }
-      if (options_.load.ledger) {
-        options_.load.ledger->out_of_memory(tag(*largest_), largest_->bytes, text.view());
-      }
-      throw out_of_memory(text, e.tensor(), e.requested(), report);
+      throw vgg16::detail::explained(
+          e, options_.load, tag(*largest_), largest_->bytes, [&](memory_report& report) {
+            if (is_host_accessible(access)) {
+              vgg16::detail::describe_host(report);
+            } else {
+              device_.describe(report, live_device_bytes(options_.load.ledger->snapshot()));
+            }
+            report.alternatives = alternatives(report.limit ? report.limit : report.free);
+          });
     }
   }
 
   template <memory_resource Resource>
   [[nodiscard]] arena<Resource> allocate(std::string_view what, std::uint64_t bytes) {
-    return explaining(
-        [&] {
-          return vgg16::detail::allocate_block(source_, what, bytes, *largest_, Resource(),
-                                               options_.load.ledger);
-        },
-        [&](memory_report& report) {
-          if constexpr (is_host_accessible(Resource::access)) {
-            vgg16::detail::describe_host(report);
-          } else {
-            device_.describe(report);
-          }
-        });
+    return explaining(Resource::access, [&] {
+      return vgg16::detail::allocate_block(source_, what, bytes, *largest_, Resource(),
+                                           options_.load.ledger);
+    });
   }
 
   /// Gives each tensor its place.
@@ -476,7 +452,7 @@ class device_load {
 
   Device device_;
   const checkpoint& source_;
-  const device_load_options& options_;
+  const device_load_options options_;
   std::chrono::steady_clock::time_point start_;
   vgg16::binding bound_;
   std::vector<tensor> tensors_;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <array>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 
@@ -12,6 +14,7 @@
 #include <vggload/cuda/convert.cuh>
 #include <vggload/cuda/error.hpp>
 #include <vggload/cuda/health.hpp>
+#include <vggload/cuda/memory_report.hpp>
 #include <vggload/cuda/resources.hpp>
 #include <vggload/cuda/stream.hpp>
 #include <vggload/cuda/upload_engine.hpp>
@@ -82,13 +85,22 @@ class runtime_device {
   void drain(stream& order) const noexcept {
     if (cudaStreamSynchronize(order.get()) != cudaSuccess) static_cast<void>(cudaGetLastError());
   }
-  void describe(memory_report& report) const {
-    report.place = "memory of the GPU, " + name();
+  void describe(memory_report& report, std::uint64_t allocated) const noexcept {
+    std::array<char, 32> bus_id{};
     std::size_t free_bytes = 0;
     std::size_t total_bytes = 0;
-    check(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
-    report.free = free_bytes;
-    report.total = total_bytes;
+    // The error that the report is about is CUDA's last one no more; another is not to take its
+    // place.
+    const bool is_known = cudaDeviceGetPCIBusId(bus_id.data(), static_cast<int>(bus_id.size()),
+                                                device_) == cudaSuccess;
+    const bool is_counted = cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess;
+    if (!is_known || !is_counted) static_cast<void>(cudaGetLastError());
+    gpu_memory memory{.pci_bus_id = bus_id.data(), .total = {}, .free = {}, .allocated = allocated};
+    if (is_counted) {
+      memory.total = total_bytes;
+      memory.free = free_bytes;
+    }
+    add_gpu(report, memory);
   }
 
  private:

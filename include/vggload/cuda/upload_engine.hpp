@@ -35,7 +35,8 @@ namespace vggload::cuda {
 /// - `synchronize(place)`: returns when the device has come to the event.
 /// - `copy_to_host(to, from)`: returns when the bytes are there.
 /// - `drain(order)`: returns when the stream's work is done, or can no longer be done.
-/// - `describe(report)`: tells what memory the device has, as far as can be known.
+/// - `describe(report, allocated)`: tells what memory the device has and who holds it, as far as can be
+///   known; `allocated`: bytes that this program has there.
 template <class D>
 concept upload_device = std::copyable<D> && memory_resource<typename D::device_resource> &&
     host_accessible_resource<typename D::pinned_resource> &&
@@ -54,7 +55,8 @@ concept upload_device = std::copyable<D> && memory_resource<typename D::device_r
   device.copy_to_host(room, source);
   { device.drain(order) }
   noexcept->std::same_as<void>;
-  device.describe(report);
+  { device.describe(report, std::uint64_t{}) }
+  noexcept->std::same_as<void>;
 };
 
 /// Whether a device converts between these types itself.

@@ -139,9 +139,10 @@ template <class Tag>
 }
 
 template <host_accessible_resource Resource>
-[[nodiscard]] model<Resource> load(const checkpoint& source, const load_options& options,
+[[nodiscard]] model<Resource> load(const checkpoint& source, const load_options& wanted,
                                    const Resource& resource) {
   const auto start = std::chrono::steady_clock::now();
+  const load_options options = with_ledger(wanted);
   const binding bound = bind(source, options.include_top);
   const std::vector<loaded_tensor> tensors =
       choose_sources(source, bound, options.dtype, options.aligned);
@@ -161,16 +162,17 @@ template <host_accessible_resource Resource>
                       memory_role::weights);
   };
   report.destination_bytes = arena_bytes(source, tensors, piece_alignment);
-  if (options.ledger) {
-    for (const loaded_tensor& tensor : tensors) {
-      if (!tensor.mapped) options.ledger->plan(tag(tensor), tensor.bytes);
-    }
+  for (const loaded_tensor& tensor : tensors) {
+    if (!tensor.mapped) options.ledger->plan(tag(tensor), tensor.bytes);
   }
   const auto explaining = [&](auto&& action) {
     try {
       return action();
     } catch (const out_of_memory& e) {
-      throw explained(e, source, options, tag(largest), largest.bytes, describe_host);
+      throw explained(e, options, tag(largest), largest.bytes, [&](memory_report& made) {
+        describe_host(made);
+        made.alternatives = alternatives(source, options, made.limit ? made.limit : made.free);
+      });
     }
   };
   const memory_plan plan = explaining([&] {
@@ -251,7 +253,7 @@ template <host_accessible_resource Resource>
   ledger_entry mapped_entry;
   if (report.mapped_bytes > 0) {
     mapped = source;
-    if (options.ledger) mapped_entry = enter_mapped(source, tensors, tag, options.ledger);
+    mapped_entry = enter_mapped(source, tensors, tag, options.ledger);
   }
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   report.seconds = elapsed.count();

@@ -58,7 +58,8 @@ struct load_options {
   std::optional<std::uint64_t> memory_limit = {};
   /// Ends the load with `cancelled_error`.
   std::stop_token stop = {};
-  /// Where the weights, the windows and what is mapped are entered, and an out of memory.
+  /// Where the weights, the windows and what is mapped are entered, and an out of memory. The load
+  /// keeps one of its own where there is none.
   std::shared_ptr<memory_ledger> ledger = {};
   /// Called from the caller's thread while bytes are read.
   std::function<void(const stream_progress&)> progress = {};
@@ -179,26 +180,23 @@ struct loaded_tensor {
   return {};
 }
 
-/// The error with a report, and what would fit in its text. Where memory is so short that this
-/// cannot be made it is the error as it was. `describe(report)` says of the place that is full what
-/// is known; `asking` is the tensor to blame.
-template <class Describe>
-[[nodiscard]] out_of_memory explained(const out_of_memory& error, const checkpoint& source,
-                                      const load_options& options, const memory_tag& asking,
-                                      std::uint64_t bytes, Describe&& describe) noexcept {
+/// The error with a report, and in its text what would fit. Where memory is so short that this cannot
+/// be made it is the error as it was. `asking`: the tensor to blame, of `bytes`. `complete(report)`
+/// says what is known of the place that is full, and which alternatives there are.
+template <class Complete>
+[[nodiscard]] out_of_memory explained(const out_of_memory& error, const load_options& options,
+                                      const memory_tag& asking, std::uint64_t bytes,
+                                      Complete&& complete) noexcept {
   auto text = vggload::detail::fixed_text() << error.what();
   const auto report = vggload::detail::try_report([&] {
     memory_report made;
     made.tensor = error.tensor();
     made.requested = error.requested();
     made.limit = options.memory_limit;
-    describe(made);
-    if (options.ledger) {
-      const ledger_snapshot ledger = options.ledger->snapshot();
-      made.live = live_tensors(ledger);
-      made.planned = planned_tensors(ledger);
-    }
-    made.alternatives = alternatives(source, options, made.limit ? made.limit : made.free);
+    const ledger_snapshot ledger = options.ledger->snapshot();
+    made.live = live_tensors(ledger);
+    made.planned = planned_tensors(ledger);
+    complete(made);
     return made;
   });
   if (report) {
@@ -209,8 +207,14 @@ template <class Describe>
       separator = ", ";
     }
   }
-  if (options.ledger) options.ledger->out_of_memory(asking, bytes, text.view());
+  options.ledger->out_of_memory(asking, bytes, text.view());
   return {text, error.tensor(), error.requested(), report};
+}
+
+/// The options with a ledger: an error wants to say what was planned even where nobody asked for one.
+[[nodiscard]] inline load_options with_ledger(load_options options) {
+  if (!options.ledger) options.ledger = std::make_shared<memory_ledger>();
+  return options;
 }
 
 /// What is known of a full host memory.
