@@ -95,10 +95,10 @@ loaded_model load_on_host(const vggload::checkpoint& file,
 
 loaded_model load_on_device(const vggload::checkpoint& file,
                             const vggload::cuda::device_load_options& options) {
-  command::device_load loaded = command::load_to_device(file, options);
-  return {
-      file,  loaded.layout, loaded.parameters, loaded.report, [loaded] { return digest(loaded); },
-      loaded};
+  const command::device_load loaded = command::load_to_device(file, options);
+  const vggload::vgg16::load_report& report = loaded.report;
+  return {file,  loaded.layout, loaded.parameters, report, [loaded] { return digest(loaded); },
+          loaded};
 }
 
 double upload_gigabytes_per_second(const vggload::cuda::device_load_report& report) {

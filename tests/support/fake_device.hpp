@@ -47,6 +47,7 @@ class fake_device {
     std::size_t pinned_bytes = 0;
     std::size_t most_pinned_bytes = 0;
     std::size_t capacity = SIZE_MAX;  // of the device
+    std::size_t dropped_steps = 0;  // of streams that ended before: nobody knows when they are made
     std::size_t live_streams = 0;
     std::size_t live_events = 0;
   };
@@ -114,6 +115,7 @@ class fake_device {
     ~stream() {
       if (!steps_) return;
       const std::scoped_lock lock(mutex());
+      history().dropped_steps += steps_->size();
       std::erase(all_streams(), steps_);
       --history().live_streams;
     }

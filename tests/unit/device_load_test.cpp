@@ -327,12 +327,14 @@ TEST_CASE("a reader's error and a cancellation leave nothing behind") {
     reader.history()->fail_at_read = 40;
     CHECK(message_of<io_error>(load).starts_with("fake file: injected (tensor 'features."));
     check_all_given_back();
+    CHECK(fake_device::history().dropped_steps == 0);
     reader.history()->fail_at_read = UINT64_MAX;
     reader.history()->reads = 0;
     reader.history()->stop_at_read = 40;
     CHECK(message_of<cancelled_error>(load).starts_with("fake file: cancelled after "));
     CHECK(reader.history()->reads < 50);
     check_all_given_back();
+    CHECK(fake_device::history().dropped_steps == 0);
   }
 }
 
