@@ -73,7 +73,8 @@ inline void remove_stale(const std::string& folder, std::span<const named_bytes>
     if (std::ranges::find(files, name, &named_bytes::name) == files.end()) stale.emplace_back(name);
   }
   for (const std::string& name : stale) {
-    const std::string path = folder + '/' + name;
+    std::string path = folder;
+    (path += '/') += name;
     if (::unlink(path.c_str()) != 0 && errno != ENOENT) {
       throw_system_error(path, "cannot remove what an earlier dump left", errno);
     }
