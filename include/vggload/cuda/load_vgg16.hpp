@@ -189,7 +189,7 @@ class device_load {
       report_.device_window_bytes = options_.ring_bytes + healths_bytes();
     }
     for (const tensor& one : tensors_) options_.load.ledger->plan(tag(one), one.bytes);
-    const memory_plan plan = explaining(memory_access::device, [&] {
+    const memory_plan plan = explaining(memory_access::device, [&, this] {
       return plan_memory({.path = source_.path(),
                           .largest_tensor = source_.tensors()[largest_->index].name,
                           .largest_tensor_bytes = largest_->bytes,
@@ -225,7 +225,7 @@ class device_load {
 
   /// What the options ask for, and by_measurement only where there is a choice.
   [[nodiscard]] upload_conversion choose_conversion() const {
-    const bool is_possible = std::ranges::any_of(tensors_, [&](const tensor& one) {
+    const bool is_possible = std::ranges::any_of(tensors_, [&, this](const tensor& one) {
       return is_converted_on_device(source_.tensors()[one.index].dtype, one.type);
     });
     const bool needs_host =
@@ -267,7 +267,8 @@ class device_load {
     std::vector<memory_alternative> all;
     const dtype_policy& types = options_.load.dtype;
     const bool top = options_.load.include_top;
-    const auto add = [&](std::string_view change, const dtype_policy& other_types, bool other_top) {
+    const auto add = [&, this](std::string_view change, const dtype_policy& other_types,
+                               bool other_top) {
       const std::uint64_t weights = bytes_of_weights(other_types, other_top);
       if (weights >= report_.destination_bytes) return;
       const std::uint64_t bytes = weights + beside() + smallest_window_bytes;
@@ -289,7 +290,7 @@ class device_load {
       return action();
     } catch (const out_of_memory& e) {
       throw vgg16::detail::explained(
-          e, options_.load, tag(*largest_), largest_->bytes, [&](memory_report& report) {
+          e, options_.load, tag(*largest_), largest_->bytes, [&, this](memory_report& report) {
             if (is_host_accessible(access)) {
               vgg16::detail::describe_host(report);
             } else {
@@ -302,7 +303,7 @@ class device_load {
 
   template <memory_resource Resource>
   [[nodiscard]] arena<Resource> allocate(std::string_view what, std::uint64_t bytes) {
-    return explaining(Resource::access, [&] {
+    return explaining(Resource::access, [&, this] {
       return vgg16::detail::allocate_block(source_, what, bytes, *largest_, Resource(),
                                            options_.load.ledger);
     });
@@ -348,7 +349,7 @@ class device_load {
       source_bytes_.push_back(source_.tensors()[one.index].bytes);
       total_source_bytes_ += source_bytes_.back();
     }
-    const auto upload = [&](upload_conversion how, std::size_t first, std::size_t last) {
+    const auto upload = [&, this](upload_conversion how, std::size_t first, std::size_t last) {
       if (first < last)
         upload_stage_of(how, first, last, views, ring.block(), windows.block(), plan);
     };
@@ -364,7 +365,7 @@ class device_load {
     }
     if (report_.device_window_bytes > 0) add_overflows_on_device();
     // Stages and devices tell of them each in an order of its own.
-    const auto place_of = [&](const auto& one) {
+    const auto place_of = [&, this](const auto& one) {
       return std::ranges::find(tensors_, one.tensor, &tensor::index) - tensors_.begin();
     };
     std::ranges::sort(report_.overflowed, {}, place_of);
@@ -406,7 +407,7 @@ class device_load {
     const std::uint64_t done_before = done_source_bytes_;
     std::function<void(const stream_progress&)> progress;
     if (options_.load.progress) {
-      progress = [&](const stream_progress& stage) {
+      progress = [&, this](const stream_progress& stage) {
         options_.load.progress({done_before + stage.done_bytes, total_source_bytes_});
       };
     }

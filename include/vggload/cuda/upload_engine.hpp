@@ -122,13 +122,14 @@ class upload_engine {
 
   void submit(std::size_t slot, std::span<const std::byte> staged, std::uint64_t offset) {
     bool converts = false;
-    detail::for_each_piece(
-        segments_, offset, staged,
-        [&](const upload_segment& segment, std::span<const std::byte> piece, std::uint64_t at) {
-          converts = converts || segment.converted;
-          std::byte* const to = segment.converted ? mirrored(piece) : segment.destination + at;
-          device_.copy_to_device(to, piece, copies_);
-        });
+    detail::for_each_piece(segments_, offset, staged,
+                           [&, this](const upload_segment& segment,
+                                     std::span<const std::byte> piece, std::uint64_t at) {
+                             converts = converts || segment.converted;
+                             std::byte* const to =
+                                 segment.converted ? mirrored(piece) : segment.destination + at;
+                             device_.copy_to_device(to, piece, copies_);
+                           });
     events& places = slots_[slot];
     if (!converts) {
       device_.record(places.done, copies_);
@@ -138,7 +139,8 @@ class upload_engine {
     device_.wait(conversions_, places.copied);
     detail::for_each_piece(
         segments_, offset, staged,
-        [&](const upload_segment& segment, std::span<const std::byte> piece, std::uint64_t at) {
+        [&, this](const upload_segment& segment, std::span<const std::byte> piece,
+                  std::uint64_t at) {
           if (!segment.converted) return;
           if (at % sizeof(float) != 0 || piece.size() % sizeof(float) != 0) {
             throw error("FP32 elements for a conversion on the device are staged in parts");

@@ -256,7 +256,7 @@ class gguf_header_parser {
 
   void parse_tensor() {
     tensor_info info{name("a tensor's name"), dtype::opaque, {}, 0};
-    const auto fail_tensor = [&](const std::string& what) {
+    const auto fail_tensor = [&, this](const std::string& what) {
       fail("tensor " + in_quotes(info.name) + ": " + what);
     };
     const auto rank = number<std::uint32_t>("a tensor's number of dims");

@@ -716,7 +716,7 @@ class hdf5_session {
     const std::uint64_t ratio = place.has(H5Z_FILTER_DEFLATE) || place.has(H5Z_FILTER_SCALEOFFSET)
                                     ? hdf5_max_deflate_ratio
                                     : hdf5_max_ratio;
-    const auto check_stored = [&](const char* what, const shape& value, std::uint64_t count) {
+    const auto check_stored = [&, this](const char* what, const shape& value, std::uint64_t count) {
       if (count <= hdf5_small_bytes || count / ratio <= stored) return;
       fail(info.name, what + type_and_shape(value) + " has " + std::to_string(count) +
                           " bytes, but only " + std::to_string(stored) + " are stored");
@@ -914,7 +914,7 @@ class hdf5_session {
     const tensor_info& info = tensors_[tensor];
     hdf5_dataset dataset(
         check_tensor(H5Dopen2(hdf5_.get(), info.name.c_str(), H5P_DEFAULT), info.name));
-    const auto bytes_of_bands = [&] {
+    const auto bytes_of_bands = [&, this] {
       std::uint64_t bytes = 0;
       for (const open_tensor& each : open_tensors_) bytes += each.plan.rows * each.plan.row_bytes;
       return bytes;
@@ -1152,7 +1152,7 @@ class hdf5_session {
                std::size_t element_bytes) const {
     constexpr std::size_t head_bytes = 21;
     const std::size_t elements = out.size() / element_bytes;
-    const auto need = [&](std::size_t bytes) {
+    const auto need = [&, this](std::size_t bytes) {
       if (packed_.size() >= bytes) return;
       fail(name, "a chunk of " + std::to_string(elements) + " scaled elements needs " +
                      std::to_string(bytes) + " bytes, but " + std::to_string(packed_.size()) +

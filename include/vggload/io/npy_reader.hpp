@@ -335,7 +335,7 @@ class npy_reader {
   void read(std::size_t tensor, std::uint64_t offset, std::span<std::byte> out) const {
     detail::check_window(path(), tensor_[tensor], offset, out.size());
     detail::read_whole_elements(header_.swapped_bytes, offset, out,
-                                [&](std::uint64_t element, std::span<std::byte> bytes) {
+                                [&, this](std::uint64_t element, std::span<std::byte> bytes) {
                                   const std::uint64_t at = element * header_.swapped_bytes;
                                   file_->read_at(header_.data_offset + at, bytes);
                                   detail::swap_bytes(bytes, header_.swapped_bytes);
@@ -394,7 +394,8 @@ class npz_reader {
     detail::check_window(path(), tensors_[tensor], offset, out.size());
     const array& source = *arrays_[tensor];
     detail::read_whole_elements(
-        source.swapped_bytes, offset, out, [&](std::uint64_t element, std::span<std::byte> bytes) {
+        source.swapped_bytes, offset, out,
+        [&, this](std::uint64_t element, std::span<std::byte> bytes) {
           source.read(*file_, source.data_offset + element * source.swapped_bytes, bytes);
           detail::swap_bytes(bytes, source.swapped_bytes);
         });
@@ -435,7 +436,7 @@ class npz_reader {
     auto source = std::make_unique<array>();
     source->member = member;
     // Anew behind the header: what stands in the middle of a member takes some 100 KiB.
-    const auto begin = [&] {
+    const auto begin = [&, this] {
       if (!member.deflated) return;
       source->unpacked = std::make_unique<detail::inflated_member>(*file_, source->member);
     };
@@ -443,8 +444,9 @@ class npz_reader {
     std::string name = member.name.substr(0, member.name.size() - ending.size());
     const std::string where = printable(path()) + ": tensor " + in_quotes(name);
     detail::npy_header header = detail::read_npy_header(
-        member.bytes, where,
-        [&](std::uint64_t offset, std::span<std::byte> out) { source->read(*file_, offset, out); });
+        member.bytes, where, [&, this](std::uint64_t offset, std::span<std::byte> out) {
+          source->read(*file_, offset, out);
+        });
     begin();
     source->swapped_bytes = header.swapped_bytes;
     source->data_offset = header.data_offset;

@@ -159,7 +159,7 @@ class onnx_values {
             std::span<std::byte> out) const {
     protobuf_walker walker(file, window_bytes);
     read_whole_elements(element_bytes_, offset, out,
-                        [&](std::uint64_t first, std::span<std::byte> elements) {
+                        [&, this](std::uint64_t first, std::span<std::byte> elements) {
                           decode(walker, subject, first, elements);
                         });
   }
@@ -176,7 +176,7 @@ class onnx_values {
   void decode(protobuf_walker& walker, const std::string& subject, std::uint64_t first,
               std::span<std::byte> out) const {
     using protozero::pbf_wire_type;
-    const auto fail = [&](const char* what) {
+    const auto fail = [&, this](const char* what) {
       throw format_error(subject + ": its " + onnx_field_name(data_field_) + " has " + what +
                          " than the " + std::to_string(count_) + " numbers of its shape");
     };
@@ -184,7 +184,7 @@ class onnx_values {
     place at = last_known_start(block);
     std::uint64_t index = block * block_elements;
     std::uint64_t skipped = first - index;  // numbers on the way
-    const auto put = [&](std::uint64_t value) {
+    const auto put = [&, this](std::uint64_t value) {
       if (skipped > 0) {
         --skipped;
         return;
@@ -347,7 +347,7 @@ class onnx_model_parser {
   /// A StringStringEntryProto.
   [[nodiscard]] std::pair<std::string, std::string> parse_entry(const protobuf_field& entry,
                                                                 bool kept) {
-    const auto read = [&](const protobuf_field& field) {
+    const auto read = [&, this](const protobuf_field& field) {
       return kept ? kept_text(field) : text(field);
     };
     require_message(entry);
@@ -437,7 +437,7 @@ class onnx_model_parser {
   }
 
   void parse_dims(const protobuf_field& field, std::vector<std::uint64_t>& dims) {
-    const auto add = [&](std::uint64_t dim) {
+    const auto add = [&, this](std::uint64_t dim) {
       if (dims.size() == onnx_max_rank) {
         fail_at(field, "a tensor has more than the " + std::to_string(onnx_max_rank) +
                            " dims that are allowed");
@@ -461,7 +461,7 @@ class onnx_model_parser {
   void parse_external_entry(const protobuf_field& field, onnx_tensor& tensor) {
     auto entry = parse_entry(field, false);
     const std::string& key = entry.first;
-    const auto set = [&](std::optional<std::string>& value) {
+    const auto set = [&, this](std::optional<std::string>& value) {
       if (value) fail_at(field, "external_data has the key " + in_quotes(key) + " twice");
       value = std::move(entry.second);
     };
@@ -804,8 +804,8 @@ class onnx_reader {
 
   [[nodiscard]] payload external_payload(const detail::onnx_tensor& tensor, tensor_info& info) {
     if (!tensor.location) fail_tensor(tensor, "its external_data has no location");
-    const auto number = [&](const std::optional<std::string>& text, std::uint64_t otherwise,
-                            const char* what) {
+    const auto number = [&, this](const std::optional<std::string>& text, std::uint64_t otherwise,
+                                  const char* what) {
       if (!text) return otherwise;
       std::uint64_t value = 0;
       const char* const end = text->data() + text->size();
@@ -838,7 +838,7 @@ class onnx_reader {
     if (const auto known = file_of_location_.find(location); known != file_of_location_.end()) {
       return known->second;
     }
-    const auto fail_file = [&](const std::string& what) {
+    const auto fail_file = [&, this](const std::string& what) {
       fail_tensor(tensor, "its file " + in_quotes(location) + " " + what);
     };
     if (!detail::stays_in_folder(location)) {
@@ -850,7 +850,7 @@ class onnx_reader {
     }
     const std::size_t slash = path().rfind('/');
     const std::string folder = slash == std::string::npos ? "./" : path().substr(0, slash + 1);
-    const auto fail_system = [&](int error_number) {
+    const auto fail_system = [&, this](int error_number) {
       const std::error_code code(error_number, std::system_category());
       throw io_error(
           subject_of(tensor.name) + ": its file " + in_quotes(location) + ": " + code.message(),

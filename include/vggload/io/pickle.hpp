@@ -513,7 +513,7 @@ class pickle {
     const pickle_value pairs = items(arguments)[0];
     if (arguments.count > 1 || !pairs.is(pickle_kind::list)) refuse();
     const pickle_value dict = stack_.back();
-    for_each_item(pairs, [&](pickle_value pair) {
+    for_each_item(pairs, [&, this](pickle_value pair) {
       if (pair.is(pickle_kind::list)) {
         const container& list = containers_[static_cast<std::size_t>(pair.number)];
         // Python appends both at once.

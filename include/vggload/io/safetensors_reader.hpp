@@ -294,7 +294,7 @@ class safetensors_reader {
                       [](const safetensors_entry* e) { return std::pair(e->begin, e->end); });
     std::uint64_t expected = 0;
     for (safetensors_entry* entry : by_offset) {
-      const auto fail_entry = [&](const std::string& what) {
+      const auto fail_entry = [&, this](const std::string& what) {
         fail("tensor " + in_quotes(entry->info.name) + ": " + what);
       };
       const auto offsets = [&] {

@@ -197,9 +197,10 @@ class torch_reader {
                               std::to_string(from.storage_bytes) + ", and more than " +
                               std::to_string(most_expansion) + " times as many are not made");
     }
-    read_strided(*from.layout, offset, out, [&](std::uint64_t at, std::span<std::byte> bytes) {
-      file_->read_at(from.offset + at, bytes);
-    });
+    read_strided(*from.layout, offset, out,
+                 [&, this](std::uint64_t at, std::span<std::byte> bytes) {
+                   file_->read_at(from.offset + at, bytes);
+                 });
   }
 
   [[nodiscard]] std::optional<std::span<const std::byte>> view(std::size_t tensor) const {
@@ -227,7 +228,7 @@ class torch_reader {
     };
     std::vector<entry> entries;
     saved.for_each_entry(find_state_dict(saved),
-                         [&](const pickle_value& key, const pickle_value& value) {
+                         [&, this](const pickle_value& key, const pickle_value& value) {
                            if (!is_tensor(saved, value)) return;
                            if (!key.is(pickle_kind::text)) {
                              fail("a tensor's key in the state dict is not a text");
@@ -295,7 +296,7 @@ class torch_reader {
   };
   [[nodiscard]] dict_summary summarize(const pickle& saved, const pickle_value& dict) const {
     dict_summary summary;
-    saved.for_each_entry(dict, [&](const pickle_value& key, const pickle_value& value) {
+    saved.for_each_entry(dict, [&, this](const pickle_value& key, const pickle_value& value) {
       // Of too many the bytes do not matter any more.
       if (is_tensor(saved, value) && ++summary.tensors <= max_tensors) {
         summary.bytes = checked_add(summary.bytes, stored_bytes(saved, value)).value_or(UINT64_MAX);
@@ -608,8 +609,8 @@ class torch_zip_reader : public detail::torch_reader {
       fail(in_quotes(pickle_member->name) + " ends at byte " + std::to_string(saved.bytes()) +
            " of its " + std::to_string(pickle_member->bytes));
     }
-    list(saved, [&](const detail::torch_storage& storage, std::uint64_t bytes,
-                    const auto& subject) {
+    list(saved, [&, this](const detail::torch_storage& storage, std::uint64_t bytes,
+                          const auto& subject) {
       const std::string name = folder + "data/" + std::string(storage.key);
       const zip_member* member = archive.find(name);
       if (member == nullptr) fail(subject() + "the zip has no member " + in_quotes(name));
@@ -688,7 +689,7 @@ class torch_legacy_reader : public detail::torch_reader {
     if (!has_magic_number(begin)) fail("it does not begin with the magic number of torch.save");
 
     std::uint64_t at = 0;
-    const auto next = [&](const char* what) {
+    const auto next = [&, this](const char* what) {
       detail::pickle part(this->file(), at, file_bytes(), std::string("the pickle of the ") + what,
                           detail::find_torch_global);
       at += part.bytes();
@@ -704,8 +705,8 @@ class torch_legacy_reader : public detail::torch_reader {
     const detail::pickle saved = next("object");
     const detail::pickle keys = next("storages' keys");
     const std::vector<stored> storages = find_storages(saved, keys, at);
-    list(saved, [&](const detail::torch_storage& storage, std::uint64_t bytes,
-                    const auto& subject) {
+    list(saved, [&, this](const detail::torch_storage& storage, std::uint64_t bytes,
+                          const auto& subject) {
       const auto found = std::ranges::lower_bound(storages, storage.key, {}, &stored::key);
       if (found == storages.end() || found->key != storage.key || found->offset == 0) {
         fail(subject() + "its storage " + in_quotes(storage.key) + " is not in the file");
@@ -794,7 +795,7 @@ class torch_legacy_reader : public detail::torch_reader {
     storages.erase(std::unique(storages.begin(), storages.end(), same_key), storages.end());
 
     if (!keys.root().is(detail::pickle_kind::list)) fail("its storages' keys are not a list");
-    keys.for_each_item(keys.root(), [&](const detail::pickle_value& item) {
+    keys.for_each_item(keys.root(), [&, this](const detail::pickle_value& item) {
       if (!item.is(detail::pickle_kind::text)) fail("a storage's key is not a text");
       const std::string_view key = keys.text(item);
       const auto subject = [&] { return "storage " + in_quotes(key) + ": "; };

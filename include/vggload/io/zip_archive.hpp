@@ -272,7 +272,7 @@ class zip_directory_parser {
 
   void check_local(const zip_member& member, const little_endian_reader& header,
                    std::span<const std::byte> rest, std::size_t name_bytes) const {
-    const auto differ = [&](const char* what) {
+    const auto differ = [&, this](const char* what) {
       fail(member.name, std::string("its header and the zip's directory differ in its ") + what);
     };
     if (text_of(rest.first(name_bytes)) != member.name) differ("name");

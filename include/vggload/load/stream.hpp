@@ -345,7 +345,7 @@ class stream_run {
                        std::uint64_t last) {
     const std::uint64_t per_window =
         window_bytes_ / std::max(t.source_element, t.destination_element);
-    naming_tensor(t, [&] {
+    naming_tensor(t, [&, this] {
       for (std::uint64_t begin = first; begin < last && goes_on(); begin += per_window) {
         stream_window(worker, t, begin,
                       static_cast<std::size_t>(std::min(per_window, last - begin)));
@@ -408,7 +408,7 @@ class stream_run {
     // Elements come in the order of the payload: of those that are refused the first is enough.
     if (t.measure == nullptr || health.overflowed > 0) {
       for_each_overflow(t.from, t.to, source.data(), target.data(), count,
-                        [&](std::size_t i, double value, std::byte* place) {
+                        [&, this](std::size_t i, double value, std::byte* place) {
                           ++values;
                           if (options_.overflow == overflow_policy::saturate) {
                             make_finite(t.to, place);
@@ -467,7 +467,7 @@ class stream_run {
   void stream_boxes(unsigned worker, std::uint64_t number) {
     const auto t = std::ranges::upper_bound(transfers_, number, {}, &resolved_transfer::last_box);
     if (is_past_refusal(*t)) return;
-    naming_tensor(*t, [&] {
+    naming_tensor(*t, [&, this] {
       if (!t->sequential) {
         stream_box(worker, *t, number - (t->last_box - t->permuted->boxes()));
         return;
@@ -484,7 +484,7 @@ class stream_run {
     auto filled = window.first(window.size() / 2);
     auto other = window.subspan(filled.size());
     std::size_t at = 0;
-    t.permuted->for_each_source_run(box, [&](std::uint64_t source, std::uint64_t elements) {
+    t.permuted->for_each_source_run(box, [&, this](std::uint64_t source, std::uint64_t elements) {
       const auto run = filled.subspan(at, static_cast<std::size_t>(elements) * t.source_element);
       reader_.read(t.tensor, source, run);
       at += run.size();
@@ -506,15 +506,16 @@ class stream_run {
     }
     t.permuted->permute(box, filled.data(), other.data(), t.destination_element);
     at = 0;
-    t.permuted->for_each_destination_run(box, [&](std::uint64_t first, std::uint64_t run_elements) {
-      const auto run =
-          other.subspan(at, static_cast<std::size_t>(run_elements) * t.destination_element);
-      const std::uint64_t destination = t.begin + first * t.destination_element;
-      const auto target = sink_.begin_window(worker, destination, run.size());
-      std::ranges::copy(run, target.begin());
-      sink_.end_window(worker, destination, target);
-      at += run.size();
-    });
+    t.permuted->for_each_destination_run(
+        box, [&, this](std::uint64_t first, std::uint64_t run_elements) {
+          const auto run =
+              other.subspan(at, static_cast<std::size_t>(run_elements) * t.destination_element);
+          const std::uint64_t destination = t.begin + first * t.destination_element;
+          const auto target = sink_.begin_window(worker, destination, run.size());
+          std::ranges::copy(run, target.begin());
+          sink_.end_window(worker, destination, target);
+          at += run.size();
+        });
     add_progress(worker, elements * t.source_element, elements * t.destination_element);
   }
 

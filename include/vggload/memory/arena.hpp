@@ -131,7 +131,7 @@ class arena {
   [[noreturn]] void fail(const memory_tag& tag, std::size_t bytes,
                          const detail::fixed_text& message) {
     entry_.out_of_memory(tag, bytes, message.view());
-    throw out_of_memory(message, tag.name, bytes, detail::try_report([&] {
+    throw out_of_memory(message, tag.name, bytes, detail::try_report([&, this] {
                           memory_report report;
                           report.tensor = tag.name;
                           report.requested = bytes;

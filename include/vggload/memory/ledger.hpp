@@ -134,14 +134,14 @@ class memory_ledger {
   /// A piece that is going to be asked for. When it is allocated, under the same name, this entry
   /// becomes it.
   void plan(const memory_tag& tag, std::uint64_t bytes) noexcept {
-    record([&] { (void)add_piece(tag, bytes); });
+    record([&, this] { (void)add_piece(tag, bytes); });
   }
 
   /// Returns the block's index, `no_block` where it could not be recorded.
   [[nodiscard]] std::size_t block_allocated(std::string_view name, memory_kind kind,
                                             std::uint64_t address, std::uint64_t bytes) noexcept {
     std::size_t index = no_block;
-    record([&] {
+    record([&, this] {
       book_.blocks.push_back({std::string(name), kind, address, bytes});
       index = book_.blocks.size() - 1;
       add_event(ledger_event_kind::block_allocated, index, bytes);
@@ -153,7 +153,7 @@ class memory_ledger {
   void allocated(std::size_t block, const memory_tag& tag, std::uint64_t offset,
                  std::uint64_t bytes) noexcept {
     if (block == no_block) return;
-    record([&] {
+    record([&, this] {
       const std::size_t index = planned_or_new(tag, bytes);
       ledger_piece& piece = book_.pieces[index];
       add_event(ledger_event_kind::allocated, index, bytes);
@@ -172,7 +172,7 @@ class memory_ledger {
   /// The block and all pieces in it are free again.
   void block_freed(std::size_t block) noexcept {
     if (block == no_block) return;
-    record([&] {
+    record([&, this] {
       const bool counts = book_.blocks[block].kind != memory_kind::mapped_file;
       for (std::size_t i = 0; i < book_.pieces.size(); ++i) {
         ledger_piece& piece = book_.pieces[i];
@@ -188,7 +188,7 @@ class memory_ledger {
 
   /// Somebody asked for memory that was not there. `text`: what the error says.
   void out_of_memory(const memory_tag& tag, std::uint64_t bytes, std::string_view text) noexcept {
-    record([&] {
+    record([&, this] {
       const std::size_t index = planned_or_new(tag, bytes);
       add_event(ledger_event_kind::out_of_memory, index, bytes);
       if (book_.out_of_memory_text.empty()) book_.out_of_memory_text = text;
@@ -197,7 +197,7 @@ class memory_ledger {
 
   /// What the process has resident now (`read_process_memory`): a point of the timeline.
   void sample(std::uint64_t resident_bytes) noexcept {
-    record([&] { add_event(ledger_event_kind::sampled, 0, resident_bytes); });
+    record([&, this] { add_event(ledger_event_kind::sampled, 0, resident_bytes); });
   }
 
   /// A copy of the book. Throws std::bad_alloc.

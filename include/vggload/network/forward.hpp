@@ -102,7 +102,7 @@ class forward_pass {
                   std::to_string(options_.width));
     }
     vggload::detail::naming_out_of_memory("forward pass", "multiplying",
-                                          [&] { run_on_threads(images.data()); });
+                                          [&, this] { run_on_threads(images.data()); });
     return {result_, static_cast<std::size_t>(output_shape_.elements().value())};
   }
 
@@ -154,7 +154,7 @@ class forward_pass {
     std::mutex mutex;
     std::exception_ptr failure;
     unsigned count = threads_;
-    const auto run = [&](unsigned number) {
+    const auto run = [&, this](unsigned number) {
       try {
         step.arrive_and_wait();  // until `count` is known
         const float* const result = pass(images, {number, count, &step});
@@ -187,7 +187,7 @@ class forward_pass {
     image_size size{static_cast<index>(options_.height), static_cast<index>(options_.width), 3};
     // A step reads one end of the buffer and writes the other: together they fit.
     bool at_front = true;
-    const auto output = [&](index values) {
+    const auto output = [&, this](index values) {
       float* const place =
           at_front ? activations_.data() : activations_.data() + activations_.size() - values;
       at_front = !at_front;

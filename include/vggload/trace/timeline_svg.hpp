@@ -219,12 +219,12 @@ class timeline_drawing {
       return top + plot_height - up(static_cast<double>(bytes) / (1 << 20));
     };
 
-    up.ticks([&](double value, const std::string& label) {
+    up.ticks([&, this](double value, const std::string& label) {
       const double at = top + plot_height - up(value);
       line("grid", left, at, left + plot_width, at);
       text(left - 8, at + 4, "end", label);
     });
-    across.ticks([&](double value, const std::string& label) {
+    across.ticks([&, this](double value, const std::string& label) {
       const double at = left + across(value);
       line("grid", at, top + plot_height, at, top + plot_height + 5);
       text(at, top + plot_height + 20, "middle", label);
