@@ -16,6 +16,7 @@
 #include <vggload/cuda/load_vgg16.cuh>
 #include <vggload/cuda/runtime_device.cuh>
 #include <vggload/load/checkpoint.hpp>
+#include <vggload/memory/out_of_memory.hpp>
 
 namespace command {
 
@@ -41,7 +42,9 @@ void open_device(const std::string& file) {
     throw vggload::error(vggload::printable(file) +
                          ": no CUDA device: " + cudaGetErrorString(code));
   }
-  naming_file(file, [] { static_cast<void>(vggload::cuda::runtime_device()); });
+  vggload::detail::naming_out_of_memory(file, "making CUDA's context", [&] {
+    naming_file(file, [] { static_cast<void>(vggload::cuda::runtime_device()); });
+  });
 }
 
 device_load load_to_device(const vggload::checkpoint& file,

@@ -4,7 +4,7 @@
 // What loading commands share about where memory goes: the dump for viewers, and the report after
 // an out of memory.
 
-#include <chrono>
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -15,8 +15,11 @@
 #include <utility>
 #include <vector>
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 
+#include <vggload/core/error.hpp>
 #include <vggload/load/checkpoint.hpp>
 #include <vggload/load/stream.hpp>
 #include <vggload/memory/ledger.hpp>
@@ -42,7 +45,7 @@ class memory_dump {
   }
 
   /// Whether a dump is written: then the health of all tensors is wanted.
-  [[nodiscard]] bool is_wanted() const { return !folder_.empty(); }
+  [[nodiscard]] bool is_wanted() const { return option_->count() > 0; }
 
   /// The ledger to keep; none where nobody wants it.
   [[nodiscard]] const std::shared_ptr<vggload::memory_ledger>& ledger() const { return ledger_; }
@@ -52,6 +55,9 @@ class memory_dump {
     if (is_wanted() || explains_) ledger_ = std::make_shared<vggload::memory_ledger>();
     if (!is_wanted()) return;
     vggload::make_folder(folder_);
+    if (::access(folder_.c_str(), W_OK | X_OK) != 0) {
+      vggload::detail::throw_system_error(folder_, "cannot write to the folder", errno);
+    }
     sample();
   }
 
@@ -110,6 +116,7 @@ class memory_dump {
     if (const auto memory = vggload::read_process_memory()) ledger_->sample(memory->resident);
   }
 
+  CLI::Option* option_ = nullptr;
   std::string folder_;
   bool explains_ = false;
   std::shared_ptr<vggload::memory_ledger> ledger_;

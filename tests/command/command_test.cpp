@@ -654,7 +654,7 @@ TEST_CASE("load_vgg16 --dump shows where the memory went, and health, also after
   // One byte too few: the plan, no health, the moment when memory was out, and why.
   const auto refused = run_command({"load_vgg16", file, "--no-top", "--dump", dump,
                                     "--memory-limit", std::to_string(2 * 14'714'688 + 4095)});
-  check_refused(refused, file, "mapped, in the types of the file");
+  check_refused(refused, file, "mapped, as F32 in the file (4096 bytes)");
   CHECK(lines_of("weights;") == 2 * 14'714'688);
   CHECK(health() == json::array());
   CHECK(ran_out() == 1);
@@ -666,7 +666,7 @@ TEST_CASE("load_vgg16 --dump shows where the memory went, and health, also after
   // A load that goes well leaves none of that behind.
   CHECK(run_command({"load_vgg16", file, "--no-top", "--dtype", "f32", "--dump", dump}).exit_code ==
         0);
-  CHECK(lines_of("mapped weights;") == 4 * 14'714'688);
+  CHECK(lines_of("mapped_weights;") == 4 * 14'714'688);
   CHECK(health().size() == 26);
   CHECK(std::distance(std::filesystem::directory_iterator(dump), {}) == files);
 
@@ -678,6 +678,12 @@ TEST_CASE("load_vgg16 --dump shows where the memory went, and health, also after
   check_refused(run_command({"load_vgg16", file, "--no-top", "--dump", taken}), taken,
                 "not a folder");
   CHECK(test::read_file(taken) == "x");
+  const std::string nowhere = folder.file("nowhere");
+  std::filesystem::create_symlink("/nonexistent/folder", nowhere);
+  check_refused(run_command({"load_vgg16", file, "--no-top", "--dump", nowhere}), nowhere,
+                "cannot make the folder");
+  check_refused(run_command({"load_vgg16", file, "--no-top", "--dump", ""}), "''",
+                "not the name of a folder");
 }
 
 TEST_CASE("load_vgg16 --explain says what filled the memory, and nothing where all is well") {

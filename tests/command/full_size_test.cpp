@@ -113,7 +113,7 @@ TEST_CASE("a memory limit is kept exactly, and refused with the numbers where it
                           "needs 276715088 bytes "
                           "and a window at least 4096; the largest tensor, 'classifier.0.weight', "
                           "takes 205520896; this would fit: without the top (29433472 bytes), "
-                          "mapped, in the types of the file (0 bytes), streamed in windows, "
+                          "mapped, as F32 in the file (0 bytes), streamed in windows, "
                           "without keeping it (4096 bytes)\n");
 }
 

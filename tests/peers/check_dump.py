@@ -192,7 +192,7 @@ def tfdbg_problem(folder, wanted, dtype):
 
 def memory_problem(folder, sizes, mapped):
     """Whether the four pictures of memory agree with each other and with the tensors' `sizes`."""
-    role = "mapped weights" if mapped else "weights"
+    role = "mapped_weights" if mapped else "weights"
     stacks = read_collapsed((folder / "memory.collapsed").read_text())
     weights = {tensor: size for r, _, tensor, size in stacks if r == role}
     if weights != sizes:
@@ -201,7 +201,7 @@ def memory_problem(folder, sizes, mapped):
     lived = {e["name"]: e["args"]["bytes"] for e in lifetimes if e["args"]["role"] == role}
     if lived != sizes:
         return f"perfetto: {set(lived.items()) ^ set(sizes.items())}"
-    held = sum(size for r, *_, size in stacks if not r.startswith("mapped "))
+    held = sum(size for r, *_, size in stacks if not r.startswith("mapped_"))
     if peak(events) != (held, sum(sizes.values()) if mapped else 0):
         return f"perfetto: a peak of {peak(events)} for {held}"
     if not any(e["ph"] == "C" and e["name"] == "resident" for e in events):

@@ -153,7 +153,7 @@ def check_plan_budget(context):
             problems.append(f"batch {most} does not fit")
         if total([*options, "--batch", most + 1]) <= budget:
             problems.append(f"batch {most + 1} fits, too")
-        if plan["fits"] != (plan["total_bytes"] <= budget) or plan["fits"] != (not plan["advice"]):
+        if plan["fits"] != (plan["total_bytes"] <= budget) or plan["fits"] and plan["advice"]:
             problems.append("fits or not")
         for advice in plan["advice"]:
             changed = {options[i]: options[i + 1] for i in range(0, len(options), 2)}

@@ -351,11 +351,11 @@ TEST_CASE("an out of memory of the device comes before the first read, with what
         fake_device()));
     FAIL_CHECK("no exception");
   } catch (const out_of_memory& e) {
-    CHECK(std::string(e.what()) ==
-          "fake file: 58858752 bytes for the weights on the device could not be allocated; the "
-          "largest "
-          "tensor, 'features.19.weight', takes 9437184; this would fit: as F16 (" +
-              std::to_string(29'429'376 + (1 << 20) + 4096) + " bytes)");
+    CHECK(
+        std::string(e.what()) ==
+        "fake file: 58858752 bytes for the weights on the device could not be allocated (the fake "
+        "device is full); the largest tensor, 'features.19.weight', takes 9437184; this would "
+        "fit: as F16 (29429376 bytes)");
     REQUIRE(e.report());
     CHECK(e.report()->place == "memory of the fake device");
     CHECK(e.report()->free == 40'000'000);
@@ -384,6 +384,34 @@ TEST_CASE("an out of memory of the device comes before the first read, with what
   }
   check_all_given_back();
 
+  // Where nobody insists, the host converts, and nothing of the window is left in the ledger.
+  fake_device::reset().capacity = 29'429'376 + 1000;
+  CHECK(cuda::load_vgg16(source,
+                         {.load = {.include_top = false, .threads = 2}, .ring_bytes = 1 << 20},
+                         fake_device())
+            .report()
+            .conversion == upload_conversion::while_staging);
+  check_all_given_back();
+
+  // What is said to fit fits, to the byte.
+  fake_device::reset();
+  const std::uint64_t promised = 29'429'376 + (1 << 20) + 4096;
+  const auto message = message_of<out_of_memory>([&] {
+    static_cast<void>(cuda::load_vgg16(
+        source,
+        {.load = {.dtype = dtype::f32, .include_top = false, .memory_limit = promised},
+         .ring_bytes = 1 << 20},
+        fake_device()));
+  });
+  CHECK(message.ends_with("this would fit: as F16 (" + std::to_string(promised) + " bytes)"));
+  CHECK(cuda::load_vgg16(
+            source,
+            {.load = {.include_top = false, .memory_limit = promised}, .ring_bytes = 1 << 20},
+            fake_device())
+            .report()
+            .destination_bytes == 29'429'376);
+  check_all_given_back();
+
   // The limit is for everything: destination, ring, window and windows.
   fake_device::reset();
   const std::uint64_t least = 29'429'376 + (1 << 20) + 4096;
@@ -400,6 +428,24 @@ TEST_CASE("an out of memory of the device comes before the first read, with what
           static_cast<void>(load(least - 1));
         }).starts_with("fake file: the memory limit of "));
   CHECK(reader.history()->reads == reads);
+}
+
+TEST_CASE("a ring may have any size from two small slots for each worker on") {
+  const fake_reader reader(tensors());
+  const checkpoint source = checkpoint::from(reader);
+  for (const std::size_t ring_bytes : {std::size_t{16'384}, std::size_t{2'000'001}}) {
+    for (const auto conversion : {upload_conversion::on_device, upload_conversion::while_staging}) {
+      fake_device::reset();
+      const auto model = cuda::load_vgg16(source,
+                                          {.load = {.include_top = false, .threads = 2},
+                                           .conversion = conversion,
+                                           .ring_bytes = ring_bytes},
+                                          fake_device());
+      CHECK(model.report().copied_bytes == 29'429'376);
+      CHECK(model.report().ring_bytes == ring_bytes);
+    }
+    check_all_given_back();
+  }
 }
 
 TEST_CASE("a ring that is too small is refused before anything is taken") {

@@ -393,132 +393,17 @@ TEST_CASE("host memory that is out, too, leaves the report as it was") {
   CHECK(failures > 10);
 }
 
-TEST_CASE("a ledger's live device memory is what its program allocated") {
+TEST_CASE("a ledger's live device memory is what its pieces hold") {
   vggload::memory_ledger ledger;
-  (void)ledger.block_allocated("weights", vggload::memory_kind::device, 0x1000, 700);
-  const std::size_t freed =
-      ledger.block_allocated("workspace", vggload::memory_kind::device, 0x9000, 1'000);
-  (void)ledger.block_allocated("ring", vggload::memory_kind::pinned, 0x5000, 50);
-  (void)ledger.block_allocated("more", vggload::memory_kind::device, 0x6000, 7);
+  const auto add = [&](vggload::memory_kind kind, std::uint64_t address, std::uint64_t bytes) {
+    const std::size_t block = ledger.block_allocated("block", kind, address, 1'000);
+    ledger.allocated(block, "piece", 0, bytes);
+    return block;
+  };
+  add(vggload::memory_kind::device, 0x1000, 700);
+  const std::size_t freed = add(vggload::memory_kind::device, 0x9000, 1'000);
+  add(vggload::memory_kind::pinned, 0x5000, 50);
+  add(vggload::memory_kind::device, 0x6000, 7);
   ledger.block_freed(freed);
   CHECK(cuda::live_device_bytes(ledger.snapshot()) == 707);
-}
-
-TEST_CASE("versions fit together as NVIDIA's compatibility guide says") {
-  struct versions {
-    std::string release;
-    std::optional<int> driver;
-    std::optional<int> runtime;
-    std::optional<std::uint64_t> cudnn;
-    std::optional<int> cudnn_cuda;
-    const char* verdict;
-    const char* reason;
-  };
-  constexpr auto none = std::nullopt;
-  const std::vector<versions> table{
-      {"580.65.06", 13000, 13000, none, none, "fits", "a driver runs what is as old"},
-      {"580.65.06", 13000, 12080, none, none, "fits", "a driver runs what is as old"},
-      {"580.65.06", 13000, 10020, none, none, "fits", "a driver runs what is as old"},
-      {"580.65.06", 13000, 13010, none, none, "fits", "minor version compatibility"},
-      {"580.65.06", 13000, 14000, none, none, "does not fit", "needs a driver for CUDA 14"},
-      {"600.10", 14000, 14000, none, none, "fits", ""},
-      {"535.104.05", 12020, 12080, none, none, "fits", "minor version compatibility"},
-      {"535.104.05", 12020, 13000, none, none, "does not fit",
-       "the runtime of CUDA 13.0 on a driver for CUDA 12.2: needs a driver for CUDA 13 (580 or "
-       "later)"},
-      {"525.60.13", 12000, 12090, none, none, "fits", "minor version compatibility"},
-      {"525.60.04", 12000, 12090, none, none, "does not fit", "(525.60.13 or later)"},
-      {"525.60.04", 12000, 12000, none, none, "fits", ""},
-      {"520.61.05", 11080, 12000, none, none, "does not fit", "(525.60.13 or later)"},
-      {"450.80.02", 11000, 11080, none, none, "fits", "minor version compatibility"},
-      {"450.51.06", 11000, 11080, none, none, "does not fit",
-       "what is newer needs a newer release than 450.51.06 (450.80.02 or later)"},
-      {"450.51.06", 11000, 11000, none, none, "fits", ""},
-      {"418.39", 10010, 10020, none, none, "does not fit", "before CUDA 11"},
-      {"440.33.01", 10020, 10010, none, none, "fits", ""},
-      // libcuda.so of CUDA 12.4 above an old driver.
-      {"470.57.02", 12040, 12040, none, none, "cannot tell", "forward compatibility package"},
-      {"", 12020, 12080, none, none, "fits", ""},
-      {"unknown", 12020, 12080, none, none, "fits", ""},
-      {"1.2.3.4", 12020, 12080, none, none, "fits", ""},
-      {"", none, 13000, none, none, "cannot tell", "there is no driver to judge by"},
-      {"580.65.06", 13000, none, none, none, "cannot tell", "there is no CUDA runtime"},
-      {"", none, none, none, none, "cannot tell", "there is no driver"},
-      {"580.65.06", 13000, 13000, 91900, 13010, "fits", "cuDNN 9.19.0 of CUDA 13.1 with the"},
-      {"580.65.06", 13000, 13000, 91900, 12090, "does not fit", "another major version"},
-      {"580.65.06", 13000, 13000, 8907, 12020, "does not fit", "cuDNN 8.9.7 of CUDA 12.2"},
-      {"535.104.05", 12020, 12020, 91900, 13010, "does not fit",
-       "cuDNN of CUDA 13.1 on a driver for CUDA 12.2"},
-      {"580.65.06", 13000, 13000, 91900, none, "cannot tell", "cuDNN does not say"},
-      {"535.104.05", 12020, 13000, 91900, none, "does not fit", "cuDNN does not say"},
-      {"580.65.06", 13000, none, 91900, 13010, "cannot tell", "there is no CUDA runtime"},
-      {"", none, 12080, 91900, 13010, "does not fit", "another major version"},
-  };
-  for (const versions& v : table) {
-    INFO(v.release, " ", v.driver.value_or(0), " ", v.runtime.value_or(0), " ", v.cudnn.value_or(0),
-         " ", v.cudnn_cuda.value_or(0));
-    cuda::cuda_versions found;
-    found.driver_release = v.release;
-    found.driver = v.driver;
-    found.runtime = v.runtime;
-    found.cudnn = v.cudnn;
-    found.cudnn_cuda = v.cudnn_cuda;
-    const auto judgement = cuda::judge(found);
-    CHECK(name_of(judgement.verdict) == v.verdict);
-    CHECK(has_line(judgement.reasons, v.reason));
-  }
-}
-
-TEST_CASE("versions are asked of the libraries that are there") {
-  const std::string driver = fake_folder + "/libcuda.so.1";
-  const std::string runtime = fake_folder + "/libcudart.so.13";
-  const std::string cudnn = fake_folder + "/libcudnn.so.9";
-  const cuda::cuda_libraries libraries{.driver = {driver.c_str()},
-                                       .runtime = {"libnone.so.13", runtime.c_str()},
-                                       .cudnn = {cudnn.c_str()}};
-  const variable cudnn_version("FAKE_CUDNN", "90100");
-  const variable cudnn_cuda("FAKE_CUDNN_CUDA", "12040");
-  const variable runtime_version("FAKE_RUNTIME", "12060");
-  {
-    const variable driver_version("FAKE_DRIVER", "12080");
-    const auto found = cuda::find_cuda_versions("570.86.10", libraries);
-    CHECK(found.driver_release == "570.86.10");
-    CHECK(found.driver == 12080);
-    CHECK(found.runtime == 12060);
-    CHECK(found.cudnn == 90100);
-    CHECK(found.cudnn_cuda == 12040);
-    CHECK(found.not_found.empty());
-    CHECK(judge(found).verdict == cuda::version_verdict::fits);
-  }
-  {
-    const variable stub("FAKE_DRIVER", "-34");
-    const auto found = cuda::find_cuda_versions("", libraries);
-    CHECK_FALSE(found.driver);
-    CHECK(found.not_found == std::vector<std::string>{"cuDriverGetVersion: error 34, version -34"});
-  }
-  {
-    const variable no_version("FAKE_DRIVER", "0");
-    CHECK_FALSE(cuda::find_cuda_versions("", libraries).driver);
-  }
-  const auto none = cuda::find_cuda_versions("", {.driver = {"libnone.so.1"},
-                                                  .runtime = {"libnone.so.2", "libnone.so.3"},
-                                                  .cudnn = {fake_nvml.c_str()}});
-  CHECK_FALSE(none.driver);
-  CHECK_FALSE(none.runtime);
-  CHECK_FALSE(none.cudnn);
-  CHECK_FALSE(none.cudnn_cuda);
-  REQUIRE(none.not_found.size() == 4);
-  CHECK(none.not_found[0].starts_with("libnone.so.1: cannot open"));
-  CHECK(none.not_found[1].starts_with("libnone.so.2: cannot open"));
-  CHECK(none.not_found[2] == "cudnnGetVersion: the library has no such function");
-  CHECK(judge(none).verdict == cuda::version_verdict::cannot_tell);
-}
-
-TEST_CASE("versions as people write them") {
-  CHECK(cuda::cuda_version_text(13000) == "13.0");
-  CHECK(cuda::cuda_version_text(12080) == "12.8");
-  CHECK(cuda::cuda_version_text(10020) == "10.2");
-  CHECK(cuda::cudnn_version_text(91900) == "9.19.0");
-  CHECK(cuda::cudnn_version_text(90100) == "9.1.0");
-  CHECK(cuda::cudnn_version_text(8907) == "8.9.7");
 }

@@ -176,6 +176,8 @@ TEST_CASE(
           "tensor 'fc1.weight' needs 64 bytes: std::bad_alloc; the arena has 300 of the 10000 that "
           "it reserved");
     CHECK(e.report()->tensor == "fc1.weight");
+    CHECK(e.report()->limit == 10'000);
+    CHECK_FALSE(e.report()->free);  // nobody knows
   }
   CHECK(memory.committed() == 300);
   CHECK(memory.used() == 300);
@@ -218,6 +220,7 @@ TEST_CASE(
   memory_report report;
   report.tensor = "a\nb";
   report.requested = 205'520'896;
+  report.requested_at_once = 276'715'088;
   report.place = "GPU 0";
   report.limit = 1'000;
   report.total = 2'000;
@@ -232,6 +235,7 @@ TEST_CASE(
   CHECK(to_text(report) ==
         R"(what filled the memory: GPU 0
   asked for by 'a\x0ab'                                      205,520,896
+  with all that is to come at once                           276,715,088
   limit                                                            1,000
   in all                                                           2,000
   free                                                               400
@@ -241,7 +245,7 @@ live tensors
   1 more                                                               5
   all weights                                                  1,234,567
   all staging                                                          5
-  the CUDA context itself                                    300,000,000
+  the CUDA context, and what no ledger has                   300,000,000
 other processes on the GPU
   process 17 python                                                   10
   process 18: the driver does not say how much

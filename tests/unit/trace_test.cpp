@@ -190,8 +190,8 @@ TEST_CASE("collapsed stacks show what is live at the peak") {
 
 TEST_CASE("collapsed stacks of mapped files and failed loads") {
   CHECK(vggload::collapsed_stacks(mapped_load()) ==
-        "mapped weights;fc1;a 5242880\n"
-        "mapped weights;fc2;b 3145728\n");
+        "mapped_weights;fc1;a 5242880\n"
+        "mapped_weights;fc2;b 3145728\n");
   // The same again, of another file: the first of two peaks is shown, as of the ledger's own.
   auto ledger = mapped_load();
   ledger.pieces.push_back({"c", "fc3", memory_role::weights, 8 * mib, 0, 0, true});
@@ -206,7 +206,7 @@ TEST_CASE("collapsed stacks of mapped files and failed loads") {
   ledger.events.push_back({4ms, kind::freed, 0, 5 * mib});
   ledger.events.push_back({5ms, kind::freed, 1, 3 * mib});
   ledger.events.push_back({6ms, kind::allocated, 2, 9 * mib});
-  CHECK(vggload::collapsed_stacks(ledger) == "mapped weights;fc3;c 9437184\n");
+  CHECK(vggload::collapsed_stacks(ledger) == "mapped_weights;fc3;c 9437184\n");
   CHECK(vggload::collapsed_stacks(failed_load()) ==
         "weights;fc1;a 1048576\n"
         "weights;fc2;b 5242880\n"
@@ -268,7 +268,7 @@ TEST_CASE("the trace says where memory ran out, and counts mapped files apart") 
 
   const auto mapped = nlohmann::json::parse(vggload::perfetto_trace(mapped_load()))["traceEvents"];
   REQUIRE(mapped.size() == 8);
-  CHECK(mapped[2]["args"]["role"] == "mapped weights");
+  CHECK(mapped[2]["args"]["role"] == "mapped_weights");
   CHECK(mapped[3] == nlohmann::json::parse(R"({"ph":"C","name":"mapped files","pid":1,"tid":1,
     "ts":2000.0,"args":{"bytes":5242880}})"));
   CHECK(mapped[5]["args"]["bytes"] == 8388608);
@@ -428,6 +428,7 @@ TEST_CASE("a report as JSON: all that it has, and null for what it has not") {
       nlohmann::json::parse(R"({"largest":[],"others":0,"other_bytes":0,"roles":{}})");
   CHECK(empty == nlohmann::json{{"tensor", nullptr},
                                 {"requested", 0},
+                                {"requested_at_once", 0},
                                 {"place", nullptr},
                                 {"limit", nullptr},
                                 {"total", nullptr},
@@ -444,6 +445,7 @@ TEST_CASE("a report as JSON: all that it has, and null for what it has not") {
   vggload::memory_report report;
   report.tensor = "fc1\xFF";
   report.requested = 7;
+  report.requested_at_once = 9;
   report.place = "GPU 0";
   report.limit = 100;
   report.total = 90;
@@ -459,7 +461,7 @@ TEST_CASE("a report as JSON: all that it has, and null for what it has not") {
   report.withheld = {"bytes of process 13: NO_PERMISSION"};
   report.alternatives = {{"without the top", 14, true}, {"FP16", 15, false}};
   CHECK(nlohmann::json::parse(vggload::report_json(report)) == nlohmann::json::parse(R"({
-    "tensor":"fc1\ufffd","requested":7,"place":"GPU 0","limit":100,"total":90,"free":80,
+    "tensor":"fc1\ufffd","requested":7,"requested_at_once":9,"place":"GPU 0","limit":100,"total":90,"free":80,
     "largest_free":20,"fragmentation":0.75,
     "live":{"largest":[{"name":"b","layer":"l","role":"staging","bytes":5}],"others":2,
             "other_bytes":4,"roles":{"weights":4,"staging":5}},

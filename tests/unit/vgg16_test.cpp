@@ -461,7 +461,8 @@ TEST_CASE("one byte too few: the error says what would fit, and its report what 
   REQUIRE(error.report());
   const memory_report& report = *error.report();
   CHECK(report.tensor == "classifier.0.weight");
-  CHECK(report.requested == as_f32);
+  CHECK(report.requested == 411'041'792);
+  CHECK(report.requested_at_once == as_f32);
   CHECK(report.limit == as_f32 + window - 1);
   CHECK(report.total.value_or(0) > report.free.value_or(1));
   CHECK(report.live.largest.empty());

@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include <vggload/core/error.hpp>
+#include <vggload/memory/out_of_memory.hpp>
 
 namespace vggload::cuda {
 
@@ -23,12 +24,16 @@ class cuda_error : public error {
   cudaError_t code_;
 };
 
-/// Throws a `cuda_error` unless `code` is success. `call` is the name of the function that returned
-/// it.
+/// Throws an `out_of_memory` where that is what CUDA says, and a `cuda_error` for any other `code`
+/// but success. `call` is the name of the function that returned it.
 inline void check(cudaError_t code, const char* call) {
   if (code == cudaSuccess) return;
   // CUDA remembers the error too; who asks for the last one later must not find this one.
   static_cast<void>(cudaGetLastError());
+  if (code == cudaErrorMemoryAllocation) {
+    throw out_of_memory(vggload::detail::fixed_text() << call << ": " << cudaGetErrorString(code),
+                        {}, 0);
+  }
   throw cuda_error(call, code);
 }
 

@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -50,7 +51,8 @@ enum class upload_conversion : std::uint8_t {
   on_device,      // FP32 crosses to the device: spares the host's processors
   while_staging,  // in the host's ring: half the bytes cross
   /// The first 24 MiB or more go the one way and the next the other; the rest goes the faster way.
-  /// Nothing is sent twice.
+  /// Nothing is sent twice. Where the device has no room for its window all is converted while
+  /// staging.
   by_measurement,
 };
 
@@ -186,23 +188,37 @@ class device_load {
         vgg16::detail::arena_bytes(source_, tensors_, vgg16::detail::piece_alignment);
     report_.ring_bytes = options_.ring_bytes;
     if (conversion_ != upload_conversion::while_staging) {
-      report_.device_window_bytes = options_.ring_bytes + healths_bytes();
+      report_.device_window_bytes = window_bytes();
+    }
+    if (const auto& limit = options_.load.memory_limit; limit) {
+      if (!in_bounds(report_.destination_bytes + beside(), smallest_window_bytes, *limit)) {
+        do_without_window();
+      }
     }
     for (const tensor& one : tensors_) options_.load.ledger->plan(tag(one), one.bytes);
-    const memory_plan plan = explaining(memory_access::device, [&, this] {
-      return plan_memory({.path = source_.path(),
-                          .largest_tensor = source_.tensors()[largest_->index].name,
-                          .largest_tensor_bytes = largest_->bytes,
-                          .destination_bytes = report_.destination_bytes + beside()},
-                         options_.load.threads, options_.load.memory_limit);
-    });
+    memory_plan plan =
+        explaining(memory_access::device, tag(*largest_), largest_->bytes, [&, this] {
+          return plan_memory({.path = source_.path(),
+                              .largest_tensor = source_.tensors()[largest_->index].name,
+                              .largest_tensor_bytes = largest_->bytes,
+                              .destination_bytes = report_.destination_bytes + beside()},
+                             thread_count(options_.load.threads), options_.load.memory_limit);
+        });
+    // What is read into a window is staged in a slot.
+    plan.window_bytes =
+        std::min(plan.window_bytes, divide_ring(options_.ring_bytes, plan.threads).slot_bytes);
     report_.windows_bytes = plan.windows_bytes();
-    static_cast<void>(divide_ring(options_.ring_bytes, plan.threads));  // throws where it cannot be
 
     arena<resource> memory =
-        allocate<resource>("the weights on the device", report_.destination_bytes);
+        explaining(memory_access::device, tag(*largest_), largest_->bytes, [&, this] {
+          return vgg16::detail::allocate_block(source_, "the weights on the device",
+                                               report_.destination_bytes, *largest_, resource(),
+                                               options_.load.ledger);
+        });
+    own_device_bytes_ = memory.capacity();
     std::vector<device_tensor> views = place(memory);
-    stage_and_upload(plan, views);
+    explaining(memory_access::device, {"streams and kernels", "load", memory_role::staging}, 0,
+               [&, this] { stage_and_upload(plan, views); });
 
     std::vector<device_layer> layers;
     layers.reserve(bound_.layers.size());
@@ -238,13 +254,34 @@ class device_load {
     return is_possible && !needs_host ? options_.conversion : upload_conversion::while_staging;
   }
 
+  /// Where nothing is said, no more threads than leave each worker slots of a MiB of the usual ring:
+  /// shorter copies cost more in calls.
+  [[nodiscard]] static unsigned thread_count(unsigned wanted) {
+    constexpr unsigned usual = 8;
+    if (wanted != 0) return wanted;
+    return std::clamp(std::thread::hardware_concurrency(), 1U, usual);
+  }
+
   /// Bytes that are taken beside the destination, windows apart.
   [[nodiscard]] std::uint64_t beside() const noexcept {
     return report_.ring_bytes + report_.device_window_bytes;
   }
 
+  /// Of the device's window: the ring's mirror, and behind it an accumulator for each tensor.
+  [[nodiscard]] std::uint64_t window_bytes() const {
+    const auto mirror = checked_align_up(options_.ring_bytes, vgg16::detail::piece_alignment);
+    if (!mirror) throw error("a ring of " + std::to_string(options_.ring_bytes) + " bytes");
+    return *mirror + healths_bytes();
+  }
   [[nodiscard]] std::uint64_t healths_bytes() const noexcept {
     return tensors_.size() * sizeof(health_accumulator);
+  }
+
+  /// Where there is no room for the device's window and it is not insisted on, the host converts.
+  void do_without_window() noexcept {
+    if (conversion_ != upload_conversion::by_measurement) return;
+    conversion_ = upload_conversion::while_staging;
+    report_.device_window_bytes = 0;
   }
 
   [[nodiscard]] memory_tag tag(const tensor& one) const {
@@ -260,53 +297,89 @@ class device_load {
     return vgg16::detail::arena_bytes(source_, tensors, vgg16::detail::piece_alignment);
   }
 
-  /// What would take less, the nearest to the options first; with all that is beside the weights.
+  /// What would take less, the nearest to the options first. A limit is for all that is taken on both
+  /// sides, the device is asked for the weights alone: the host converts in all of these.
   /// (`vgg16::detail::alternatives` speaks of mapping, which is no way to a device.)
-  [[nodiscard]] std::vector<memory_alternative> alternatives(
+  [[nodiscard]] std::vector<memory_alternative> device_alternatives(
       std::optional<std::uint64_t> available) const {
     std::vector<memory_alternative> all;
     const dtype_policy& types = options_.load.dtype;
     const bool top = options_.load.include_top;
-    const auto add = [&, this](std::string_view change, const dtype_policy& other_types,
+    const bool insists = conversion_ == upload_conversion::on_device;
+    const std::uint64_t staging =
+        options_.load.memory_limit ? report_.ring_bytes + smallest_window_bytes : 0;
+    const auto add = [&, this](std::string change, const dtype_policy& other_types,
                                bool other_top) {
       const std::uint64_t weights = bytes_of_weights(other_types, other_top);
-      if (weights >= report_.destination_bytes) return;
-      const std::uint64_t bytes = weights + beside() + smallest_window_bytes;
-      all.push_back({std::string(change), bytes, available && bytes <= *available});
+      if (weights >= report_.destination_bytes && !change.empty()) return;
+      if (insists)
+        change += change.empty() ? "converted while staging" : ", converted while staging";
+      const std::uint64_t bytes = weights + staging;
+      all.push_back({std::move(change), bytes, available && bytes <= *available});
     };
     const dtype_policy half = types.with_storage(dtype::f16);
     const bool is_wide = !types.storage() || bits_of(*types.storage()) > 16;
+    if (insists) add("", types, top);
     if (is_wide) add("as F16", half, top);
     if (top) add("without the top", types, false);
     if (is_wide && top) add("as F16 without the top", half, false);
     return all;
   }
 
-  /// Runs `action`; an out of memory that comes out of it says what would fit and what filled the
-  /// memory, the device's or the host's.
+  /// The same where the host has no room for what is staged.
+  [[nodiscard]] std::vector<memory_alternative> host_alternatives(
+      std::optional<std::uint64_t> available) const {
+    const std::uint64_t bytes =
+        2 * slot_alignment * std::uint64_t{thread_count(options_.load.threads)};
+    return {{"with the smallest ring", bytes, available && bytes <= *available}};
+  }
+
+  /// Runs `action`, in which `asking` asks for `bytes`; an out of memory that comes out of it says what
+  /// would fit and what filled the memory, the device's or the host's, unless it does already.
   template <class Action>
-  decltype(auto) explaining(memory_access access, Action&& action) {
+  decltype(auto) explaining(memory_access access, const memory_tag& asking, std::uint64_t bytes,
+                            Action&& action) {
     try {
       return action();
     } catch (const out_of_memory& e) {
+      if (e.report()) throw;
       throw vgg16::detail::explained(
-          e, options_.load, tag(*largest_), largest_->bytes, [&, this](memory_report& report) {
+          e, options_.load, asking, bytes, [&, this](memory_report& report) {
             if (is_host_accessible(access)) {
               vgg16::detail::describe_host(report);
-            } else {
-              device_.describe(report, live_device_bytes(options_.load.ledger->snapshot()));
+              report.alternatives = host_alternatives(report.free);
+              return;
             }
-            report.alternatives = alternatives(report.limit ? report.limit : report.free);
+            device_.describe(report, live_device_bytes(options_.load.ledger->snapshot()));
+            auto available = report.limit ? report.limit : report.free;
+            // What the load itself has there comes back when it ends.
+            if (available && !report.limit) *available += own_device_bytes_;
+            report.alternatives = device_alternatives(available);
           });
     }
   }
 
+  /// A block for one purpose beside the weights: all of it is one piece.
   template <memory_resource Resource>
   [[nodiscard]] arena<Resource> allocate(std::string_view what, std::uint64_t bytes) {
-    return explaining(Resource::access, [&, this] {
+    return explaining(Resource::access, {what, "load", memory_role::staging}, bytes, [&, this] {
       return vgg16::detail::allocate_block(source_, what, bytes, *largest_, Resource(),
                                            options_.load.ledger);
     });
+  }
+
+  /// The window on the device, if any.
+  [[nodiscard]] arena<resource> allocate_window() {
+    constexpr std::string_view what = "a window on the device";
+    if (conversion_ == upload_conversion::by_measurement) {
+      try {
+        return vgg16::detail::allocate_block(source_, what, report_.device_window_bytes, *largest_,
+                                             resource(), options_.load.ledger);
+      } catch (const out_of_memory&) {
+        do_without_window();
+      }
+    }
+    return allocate<resource>(what, report_.device_window_bytes);
   }
 
   /// Gives each tensor its place.
@@ -332,10 +405,11 @@ class device_load {
     const std::chrono::duration<double, std::milli> pinned =
         std::chrono::steady_clock::now() - before;
     report_.pin_ms = pinned.count();
-    (void)ring.allocate({"pinned ring", "load", memory_role::staging}, ring.capacity());
-    auto window = allocate<resource>("a window on the device", report_.device_window_bytes);
+    (void)ring.allocate({"the pinned ring", "load", memory_role::staging}, ring.capacity());
+    arena<resource> window = allocate_window();
     if (report_.device_window_bytes > 0) {
-      mirror_ = window.allocate({"window", "load", memory_role::staging}, options_.ring_bytes);
+      mirror_ = window.allocate({"a window on the device", "load", memory_role::staging},
+                                options_.ring_bytes);
       healths_ = window.allocate({"health", "load", memory_role::staging},
                                  static_cast<std::size_t>(healths_bytes()));
       typename Device::stream order;
@@ -463,6 +537,7 @@ class device_load {
   memory_span<memory_access::device> mirror_;   // of the ring
   memory_span<memory_access::device> healths_;  // an accumulator for each tensor
   std::vector<std::uint64_t> source_bytes_;     // of each tensor
+  std::uint64_t own_device_bytes_ = 0;          // of the weights, once they have their place
   std::uint64_t total_source_bytes_ = 0;
   std::uint64_t done_source_bytes_ = 0;
 };

@@ -24,11 +24,12 @@ struct gpu_memory {
   std::uint64_t allocated = 0;         // by this program on this GPU
 };
 
-/// The bytes of the blocks of device memory that are live in a ledger: all GPUs'.
+/// The bytes of device memory that are live in a ledger, all GPUs': of pieces, as blocks may be
+/// addresses that no memory is behind yet.
 [[nodiscard]] inline std::uint64_t live_device_bytes(const ledger_snapshot& ledger) noexcept {
   std::uint64_t bytes = 0;
-  for (const ledger_block& block : ledger.blocks) {
-    if (block.live && block.kind == memory_kind::device) bytes += block.bytes;
+  for (const ledger_piece& piece : ledger.pieces) {
+    if (piece.live && ledger.blocks[piece.block].kind == memory_kind::device) bytes += piece.bytes;
   }
   return bytes;
 }

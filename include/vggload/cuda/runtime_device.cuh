@@ -19,6 +19,7 @@
 #include <vggload/cuda/stream.hpp>
 #include <vggload/cuda/upload_engine.hpp>
 #include <vggload/memory/memory_report.hpp>
+#include <vggload/memory/out_of_memory.hpp>
 
 namespace vggload::cuda {
 
@@ -37,10 +38,20 @@ class runtime_device {
   /// Creates the device's context, where there is none, and loads the kernels: neither is to be
   /// taken for a part of the first upload.
   /// @throws cuda_error where there is no device
+  /// @throws out_of_memory where the device has no room for a context, with a report of who has it
   runtime_device() {
     check(cudaGetDevice(&device_), "cudaGetDevice");
-    static_cast<void>(detail::resident_blocks(&detail::convert_and_measure_kernel<float16>));
-    static_cast<void>(detail::resident_blocks(&detail::convert_and_measure_kernel<bfloat16>));
+    try {
+      static_cast<void>(detail::resident_blocks(&detail::convert_and_measure_kernel<float16>));
+      static_cast<void>(detail::resident_blocks(&detail::convert_and_measure_kernel<bfloat16>));
+    } catch (const out_of_memory& e) {
+      throw out_of_memory(vggload::detail::fixed_text() << "CUDA's context: " << e.what(), {}, 0,
+                          vggload::detail::try_report([this] {
+                            memory_report report;
+                            describe(report, 0);
+                            return report;
+                          }));
+    }
   }
 
   /// As NVIDIA calls it.
@@ -51,16 +62,17 @@ class runtime_device {
   }
 
   void copy_to_device(std::byte* to, std::span<const std::byte> from, stream& order) const {
+    make_current();
     check(cudaMemcpyAsync(to, from.data(), from.size(), cudaMemcpyHostToDevice, order.get()),
           "cudaMemcpyAsync");
   }
   void set_zero(std::byte* to, std::size_t bytes, stream& order) const {
+    make_current();
     check(cudaMemsetAsync(to, 0, bytes, order.get()), "cudaMemsetAsync");
   }
   void convert(dtype to, const std::byte* source, std::byte* destination, std::size_t count,
                health_accumulator* health, stream& order) const {
-    // A kernel goes to the current device, and a new thread's is the first.
-    check(cudaSetDevice(device_), "cudaSetDevice");
+    make_current();
     const auto* const values = reinterpret_cast<const float*>(source);
     if (to == dtype::f16) {
       convert_and_measure(values, reinterpret_cast<float16*>(destination), count, health,
@@ -71,12 +83,15 @@ class runtime_device {
     }
   }
   void record(event& place, stream& order) const {
+    make_current();
     check(cudaEventRecord(place.get(), order.get()), "cudaEventRecord");
   }
   void wait(stream& order, event& place) const {
+    make_current();
     check(cudaStreamWaitEvent(order.get(), place.get(), 0), "cudaStreamWaitEvent");
   }
   void synchronize(event& place) const {
+    make_current();
     check(cudaEventSynchronize(place.get()), "cudaEventSynchronize");
   }
   void copy_to_host(std::span<std::byte> to, const std::byte* from) const {
@@ -101,9 +116,33 @@ class runtime_device {
       memory.free = free_bytes;
     }
     add_gpu(report, memory);
+    if (is_counted) report.largest_free = largest_block(free_bytes);
   }
 
  private:
+  /// A new thread's current device is the first: there a kernel would go, and a copy would make a
+  /// context, of hundreds of MiB, on a device that has nothing to do with it.
+  void make_current() const { check(cudaSetDevice(device_), "cudaSetDevice"); }
+
+  /// The largest block that could be had, in steps of 2 MiB: found by trying, as CUDA does not tell.
+  [[nodiscard]] static std::size_t largest_block(std::size_t free_bytes) noexcept {
+    constexpr std::size_t step = std::size_t{2} << 20U;
+    std::size_t least = 0;
+    std::size_t most = free_bytes / step;
+    while (least < most) {
+      const std::size_t middle = least + (most - least + 1) / 2;
+      void* block = nullptr;
+      if (cudaMalloc(&block, middle * step) == cudaSuccess) {
+        static_cast<void>(cudaFree(block));
+        least = middle;
+      } else {
+        static_cast<void>(cudaGetLastError());
+        most = middle - 1;
+      }
+    }
+    return least * step;
+  }
+
   int device_ = 0;
 };
 

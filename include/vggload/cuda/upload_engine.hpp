@@ -27,7 +27,7 @@ namespace vggload::cuda {
 ///
 /// - `stream`, `event`: an order of work, and a place in it; move-only, made by their default
 ///   constructors.
-/// - `copy_to_device(to, from, order)`, `set_zero(to, order)`: begin, and do not wait.
+/// - `copy_to_device(to, from, order)`, `set_zero(to, bytes, order)`: begin, and do not wait.
 /// - `convert(to, source, destination, count, health, order)`: begins the conversion of `count` FP32
 ///   elements, both in memory of the device, to `to`, F16 or BF16; adds to `*health`.
 /// - `record(place, order)`, `wait(order, place)`: put the event behind what is in the stream, and

@@ -70,6 +70,7 @@ class arena {
     return *this;
   }
   ~arena() {
+    entry_ = {};  // before another block can have its address
     if (data_ != nullptr) resource_.deallocate(data_, capacity_, default_alignment);
   }
 
@@ -137,8 +138,11 @@ class arena {
                           report.requested = bytes;
                           report.place = name_of(kind_of(Resource::access));
                           report.place += " memory of the arena";
-                          report.total = capacity_;
-                          report.free = report.largest_free = capacity_ - used_;
+                          report.limit = capacity_;
+                          if (!reserving_resource<Resource>) {  // there the block is but addresses
+                            report.total = capacity_;
+                            report.free = report.largest_free = capacity_ - used_;
+                          }
                           std::vector<sized_tensor> live;
                           for (const arena_allocation& piece : allocations_) {
                             live.push_back({piece.name, piece.layer, piece.role, piece.bytes});

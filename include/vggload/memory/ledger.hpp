@@ -172,18 +172,19 @@ class memory_ledger {
   /// The block and all pieces in it are free again.
   void block_freed(std::size_t block) noexcept {
     if (block == no_block) return;
-    record([&, this] {
-      const bool counts = book_.blocks[block].kind != memory_kind::mapped_file;
-      for (std::size_t i = 0; i < book_.pieces.size(); ++i) {
-        ledger_piece& piece = book_.pieces[i];
-        if (piece.block != block || !piece.live) continue;
-        piece.live = false;
-        if (counts) book_.live_bytes -= piece.bytes;
-        add_event(ledger_event_kind::freed, i, piece.bytes);
-      }
-      book_.blocks[block].live = false;
-      add_event(ledger_event_kind::block_freed, block, book_.blocks[block].bytes);
-    });
+    // Entries may be lost, where memory is out; what is free must not stay in the book as live.
+    const std::scoped_lock lock(mutex_);
+    const bool counts = book_.blocks[block].kind != memory_kind::mapped_file;
+    for (std::size_t i = 0; i < book_.pieces.size(); ++i) {
+      ledger_piece& piece = book_.pieces[i];
+      if (piece.block != block || !piece.live) continue;
+      piece.live = false;
+      if (counts) book_.live_bytes -= piece.bytes;
+      try_to([&, this] { add_event(ledger_event_kind::freed, i, piece.bytes); });
+    }
+    book_.blocks[block].live = false;
+    try_to(
+        [&, this] { add_event(ledger_event_kind::block_freed, block, book_.blocks[block].bytes); });
   }
 
   /// Somebody asked for memory that was not there. `text`: what the error says.
@@ -219,6 +220,11 @@ class memory_ledger {
   template <class Entry>
   void record(Entry&& entry) noexcept {
     const std::scoped_lock lock(mutex_);
+    try_to(entry);
+  }
+
+  template <class Entry>
+  void try_to(Entry&& entry) noexcept {
     try {
       entry();
     } catch (...) {

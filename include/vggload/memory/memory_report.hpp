@@ -69,9 +69,10 @@ struct memory_alternative {
 /// The answer to "what filled the memory?", at the moment when it was out. What is not known is
 /// left out, and where somebody kept it back that is said.
 struct memory_report {
-  std::string tensor = {};      // that asked; empty where no tensor did
-  std::uint64_t requested = 0;  // bytes
-  std::string place = {};       // "host memory", "GPU 0 (NVIDIA H100 80GB HBM3)"
+  std::string tensor = {};              // that asked; empty where no tensor did
+  std::uint64_t requested = 0;          // bytes of that tensor
+  std::uint64_t requested_at_once = 0;  // where it asked together with others: bytes of them all
+  std::string place = {};               // "host memory", "GPU 0 (NVIDIA H100 80GB HBM3)"
 
   std::optional<std::uint64_t> limit = {};  // of bytes, which the user set
   std::optional<std::uint64_t> total = {};  // bytes that there are in all
@@ -81,9 +82,10 @@ struct memory_report {
   tensor_summary live = {};     // what holds memory
   tensor_summary planned = {};  // what was still to come, the tensor that asked among them
 
-  std::optional<std::uint64_t> context_bytes = {};  // of the GPU, taken by the CUDA context itself
-  std::vector<gpu_process> processes = {};          // the others on the GPU
-  std::vector<std::string> withheld = {};           // what could not be found out, and why
+  std::optional<std::uint64_t> context_bytes =
+      {};  // of the GPU: what this process has there beside the live tensors, that is the CUDA context and what is in no ledger
+  std::vector<gpu_process> processes = {};  // the others on the GPU
+  std::vector<std::string> withheld = {};   // what could not be found out, and why
 
   std::vector<memory_alternative> alternatives = {};
 
@@ -169,6 +171,9 @@ class report_lines {
   const std::string asked =
       report.tensor.empty() ? "asked for" : "asked for by " + in_quotes(report.tensor);
   lines.bytes(asked, report.requested);
+  if (report.requested_at_once > report.requested) {
+    lines.bytes("with all that is to come at once", report.requested_at_once);
+  }
   if (report.limit) lines.bytes("limit", *report.limit);
   if (report.total) lines.bytes("in all", *report.total);
   if (report.free) lines.bytes("free", *report.free);
@@ -179,7 +184,8 @@ class report_lines {
   }
   lines.tensors("live tensors", report.live);
   lines.tensors("still to come", report.planned);
-  if (report.context_bytes) lines.bytes("the CUDA context itself", *report.context_bytes);
+  if (report.context_bytes)
+    lines.bytes("the CUDA context, and what no ledger has", *report.context_bytes);
   if (!report.processes.empty()) lines.head("other processes on the GPU");
   for (const gpu_process& process : report.processes) {
     std::string label = "process " + std::to_string(process.pid);

@@ -35,7 +35,7 @@ namespace detail {
 /// What fills the memory at its peak, as collapsed stacks, one for each piece: lines
 /// "role;layer;tensor bytes", which flamegraph.pl and speedscope.app open. Where memory ran out,
 /// what was planned or asked for and never came is among them. The role of pieces in mapped files
-/// is "mapped weights": they hold no memory.
+/// is "mapped_weights": they hold no memory.
 [[nodiscard]] inline std::string collapsed_stacks(const ledger_snapshot& ledger) {
   std::string text;
   for (const ledger_piece* piece : detail::pieces_at_peak(ledger)) {

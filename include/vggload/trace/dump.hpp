@@ -34,6 +34,7 @@ namespace vggload {
 
 /// Makes the folder, and those around it, where they are missing. Throws `io_error`.
 inline void make_folder(const std::string& folder) {
+  if (folder.empty()) throw io_error("'': not the name of a folder");
   struct ::stat status {};
   if (::stat(folder.c_str(), &status) == 0) {
     if (!S_ISDIR(status.st_mode)) throw io_error(printable(folder) + ": not a folder");
@@ -41,7 +42,9 @@ inline void make_folder(const std::string& folder) {
   }
   const std::size_t slash = folder.find_last_of('/', folder.find_last_not_of('/'));
   if (slash != std::string::npos && slash > 0) make_folder(folder.substr(0, slash));
-  if (::mkdir(folder.c_str(), 0777) != 0 && errno != EEXIST) {
+  // Another program may be quicker; a link to nowhere exists as well.
+  if (::mkdir(folder.c_str(), 0777) != 0 &&
+      (errno != EEXIST || ::stat(folder.c_str(), &status) != 0)) {
     detail::throw_system_error(folder, "cannot make the folder", errno);
   }
 }
@@ -112,7 +115,6 @@ inline void remove_stale(const std::string& folder, std::span<const named_bytes>
 /// file.
 inline void write_dump(const std::string& folder, const ledger_snapshot& ledger,
                        std::span<const health_row> health, const memory_report* report = nullptr) {
-  if (folder.empty()) throw io_error("'': not the name of a folder");
   std::vector<named_bytes> files;
   files.push_back({"memory.collapsed", collapsed_stacks(ledger)});
   files.push_back({"memory.perfetto.json", perfetto_trace(ledger)});

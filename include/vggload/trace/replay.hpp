@@ -17,10 +17,10 @@ namespace vggload::detail {
          ledger.blocks[piece.block].kind == memory_kind::mapped_file;
 }
 
-/// "weights", or "mapped weights" where a file has them.
+/// "weights", or "mapped_weights" where a file has them.
 [[nodiscard]] inline std::string role_text(const ledger_snapshot& ledger,
                                            const ledger_piece& piece) {
-  std::string text = in_mapped_file(ledger, piece) ? "mapped " : "";
+  std::string text = in_mapped_file(ledger, piece) ? "mapped_" : "";
   return text += name_of(piece.role);
 }
 

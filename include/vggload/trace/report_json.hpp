@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -52,6 +53,7 @@ template <class T>
   nlohmann::ordered_json json;
   json["tensor"] = detail::json_or_null(report.tensor);
   json["requested"] = report.requested;
+  json["requested_at_once"] = std::max(report.requested, report.requested_at_once);
   json["place"] = detail::json_or_null(report.place);
   json["limit"] = detail::json_or_null(report.limit);
   json["total"] = detail::json_or_null(report.total);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -394,13 +395,15 @@ enum class saving { half_precision, smaller_batch, no_top, frozen_base };
 }  // namespace detail
 
 /// What to change so that the plan fits into the budget; empty where it does. First each change by
-/// itself that applies, in this order: FP16 (where the weights are FP32), the largest batch that
-/// fits or 1 (where it is larger), no top, a frozen base (where all is trained). Where none of them
-/// is enough, their combinations behind: the first two, three, four, up to the first that fits.
-/// Throws what `plan` throws.
+/// itself that applies and makes the plan smaller, from the cheapest on: FP16 (where the weights are
+/// FP32; with masters it may be larger), the largest batch that fits or 1 (where it is larger), no top, a
+/// frozen base (where all is trained). Where none of them is enough, behind them one combination: of
+/// those that fit the one whose dearest change is the cheapest, and so on; where none fits the
+/// smallest. Throws what `plan` throws.
 [[nodiscard]] inline std::vector<advice> advise(const plan_options& options,
                                                 std::uint64_t budget_bytes) {
-  if (plan(options).fits(budget_bytes)) return {};
+  const footprint now = plan(options);
+  if (now.fits(budget_bytes)) return {};
   std::vector<detail::saving> savings;
   if (options.storage == dtype::f32) savings.push_back(detail::saving::half_precision);
   if (options.batch > 1) savings.push_back(detail::saving::smaller_batch);
@@ -408,15 +411,24 @@ enum class saving { half_precision, smaller_batch, no_top, frozen_base };
   if (options.mode == pass_mode::training) savings.push_back(detail::saving::frozen_base);
 
   std::vector<advice> found;
-  bool enough = false;
-  const auto append = [&](const std::vector<detail::saving>& changes) {
-    found.push_back(detail::change_plan(options, budget_bytes, changes));
-    enough = enough || found.back().fits;
-  };
-  for (const detail::saving saving : savings) append({saving});
-  for (std::size_t count = 2; count <= savings.size() && !enough; ++count) {
-    append({savings.begin(), savings.begin() + static_cast<std::ptrdiff_t>(count)});
+  for (const detail::saving saving : savings) {
+    advice change = detail::change_plan(options, budget_bytes, {saving});
+    if (change.total_bytes < now.total_bytes) found.push_back(std::move(change));
   }
+  if (std::ranges::any_of(found, &advice::fits)) return found;
+  // As numbers, sets of changes are in the order of what they cost: the dearest has the highest bit.
+  std::optional<advice> best;
+  for (unsigned set = 1; set < 1U << savings.size(); ++set) {
+    if (std::has_single_bit(set)) continue;
+    std::vector<detail::saving> changes;
+    for (std::size_t i = 0; i < savings.size(); ++i) {
+      if ((set >> i & 1U) != 0) changes.push_back(savings[i]);
+    }
+    advice change = detail::change_plan(options, budget_bytes, changes);
+    if (change.fits || !best || change.total_bytes < best->total_bytes) best = std::move(change);
+    if (best->fits) break;
+  }
+  if (best && best->total_bytes < now.total_bytes) found.push_back(std::move(*best));
   return found;
 }
 

@@ -86,13 +86,13 @@ template <memory_resource Resource>
                                              const std::shared_ptr<memory_ledger>& ledger) {
   try {
     return arena<Resource>(static_cast<std::size_t>(bytes), resource, ledger, what);
-  } catch (const std::bad_alloc&) {
+  } catch (const std::bad_alloc& e) {
     const std::string_view tensor = source.tensors()[largest.index].name;
-    throw out_of_memory(vggload::detail::fixed_text()
-                            << source.path() << ": " << bytes << " bytes for " << what
-                            << " could not be allocated; the largest tensor, '"
-                            << tensor.substr(0, 200) << "', takes " << largest.bytes,
-                        tensor, bytes);
+    auto text = vggload::detail::fixed_text() << source.path() << ": " << bytes << " bytes for "
+                                              << what << " could not be allocated";
+    if constexpr (Resource::access != memory_access::host) text << " (" << e.what() << ")";
+    text << "; the largest tensor, '" << tensor.substr(0, 200) << "', takes " << largest.bytes;
+    throw out_of_memory(text, tensor, bytes);
   }
 }
 
@@ -165,17 +165,20 @@ template <host_accessible_resource Resource>
   for (const loaded_tensor& tensor : tensors) {
     if (!tensor.mapped) options.ledger->plan(tag(tensor), tensor.bytes);
   }
-  const auto explaining = [&](auto&& action) {
+  std::uint64_t own_bytes = 0;  // that come back when the load ends
+  const auto explaining = [&](const memory_tag& asking, std::uint64_t bytes, auto&& action) {
     try {
       return action();
     } catch (const out_of_memory& e) {
-      throw explained(e, options, tag(largest), largest.bytes, [&](memory_report& made) {
+      throw explained(e, options, asking, bytes, [&](memory_report& made) {
         describe_host(made);
-        made.alternatives = alternatives(source, options, made.limit ? made.limit : made.free);
+        auto available = made.limit ? made.limit : made.free;
+        if (available && !made.limit) *available += own_bytes;
+        made.alternatives = alternatives(source, options, available);
       });
     }
   };
-  const memory_plan plan = explaining([&] {
+  const memory_plan plan = explaining(tag(largest), largest.bytes, [&] {
     return plan_memory({.path = source.path(),
                         .largest_tensor = source.tensors()[largest.index].name,
                         .largest_tensor_bytes = largest.bytes,
@@ -184,11 +187,13 @@ template <host_accessible_resource Resource>
                        options.threads, options.memory_limit);
   });
   const auto allocate = [&](std::string_view what, std::uint64_t bytes) {
-    return explaining(
-        [&] { return allocate_block(source, what, bytes, largest, resource, options.ledger); });
+    return allocate_block(source, what, bytes, largest, resource, options.ledger);
   };
 
-  arena<Resource> memory = allocate("the weights", report.destination_bytes);
+  arena<Resource> memory = explaining(tag(largest), largest.bytes, [&] {
+    return allocate("the weights", report.destination_bytes);
+  });
+  own_bytes = memory.capacity();
   std::vector<transfer> transfers;
   std::vector<transfer> mapped_transfers;  // to nowhere, one behind the other
   std::vector<tensor_view> views;
@@ -217,8 +222,10 @@ template <host_accessible_resource Resource>
   if (!options.measure_health) mapped_transfers.clear();
   if (!transfers.empty() || !mapped_transfers.empty()) {
     report.windows_bytes = plan.windows_bytes();
-    arena<Resource> windows = allocate("windows", plan.windows_bytes());
-    (void)windows.allocate({"windows", "load", memory_role::staging}, windows.capacity());
+    const memory_tag windows_tag("windows", "load", memory_role::staging);
+    arena<Resource> windows = explaining(windows_tag, plan.windows_bytes(),
+                                         [&] { return allocate("windows", plan.windows_bytes()); });
+    (void)windows.allocate(windows_tag, windows.capacity());
     stream_options how{.threads = plan.threads,
                        .stop = options.stop,
                        .progress = options.progress,

@@ -141,6 +141,24 @@ struct loaded_tensor {
   return destination + (streams ? smallest_window_bytes : 0);
 }
 
+/// "F32", or "F16 and F32" where the file's weights have several types.
+[[nodiscard]] inline std::string types_of(const checkpoint& source, bool include_top) {
+  std::vector<std::string_view> names;
+  for (const bound_layer& layer : bind(source, include_top).layers) {
+    for (const std::size_t tensor : {layer.weight, layer.bias}) {
+      const std::string_view name = dtype_name(source.tensors()[tensor]);
+      if (std::ranges::find(names, name) == names.end()) names.push_back(name);
+    }
+  }
+  std::ranges::sort(names);
+  std::string text;
+  for (const std::string_view name : names) {
+    if (!text.empty()) text += " and ";
+    text += name;
+  }
+  return text;
+}
+
 /// What would take less memory than the options do, the nearest to them first; `available`: bytes
 /// that there are.
 [[nodiscard]] inline std::vector<memory_alternative> alternatives(
@@ -164,7 +182,8 @@ struct loaded_tensor {
   if (options.include_top) add_load("without the top", types, false);
   if (is_wide && options.include_top) add_load("as F16 without the top", half, false);
   if (types.storage()) {
-    add_load("mapped, in the types of the file", {std::nullopt}, options.include_top);
+    add_load("mapped, as " + types_of(source, options.include_top) + " in the file", {std::nullopt},
+             options.include_top);
   }
   if (now > smallest_window_bytes) {
     add("streamed in windows, without keeping it", smallest_window_bytes);
@@ -190,8 +209,9 @@ template <class Complete>
   auto text = vggload::detail::fixed_text() << error.what();
   const auto report = vggload::detail::try_report([&] {
     memory_report made;
-    made.tensor = error.tensor();
-    made.requested = error.requested();
+    made.tensor = asking.name;
+    made.requested = bytes;
+    made.requested_at_once = error.requested();
     made.limit = options.memory_limit;
     const ledger_snapshot ledger = options.ledger->snapshot();
     made.live = live_tensors(ledger);
