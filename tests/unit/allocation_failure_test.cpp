@@ -3,6 +3,7 @@
 // Makes every single allocation of a load fail in turn: those of the resource and those of operator
 // new.
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -20,6 +21,7 @@
 #include <vggload/io/safetensors_writer.hpp>
 #include <vggload/memory/counting_resource.hpp>
 #include <vggload/memory/failing_resource.hpp>
+#include <vggload/memory/ledger.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 #include <vggload/vgg16/load.hpp>
 
@@ -169,4 +171,24 @@ TEST_CASE("each failing allocation of the resource is out_of_memory that names t
   std::uint64_t remaining = 2;
   CHECK_NOTHROW((void)vggload::vgg16::load(path, {.include_top = false, .threads = 2},
                                            failing_resource<>(remaining)));
+}
+
+TEST_CASE("a ledger that cannot record an end knows all the same what is free") {
+  vggload::memory_ledger ledger;
+  const std::size_t block =
+      ledger.block_allocated("block", vggload::memory_kind::host, 0x1000, 7000);
+  for (int i = 0; i < 7; ++i) {
+    ledger.allocated(block, "tensor", static_cast<std::uint64_t>(i) * 1000, 1000);
+  }
+  may_pass = 0;
+  passed = 0;
+  counting = true;
+  ledger.block_freed(block);
+  counting = false;
+  CHECK(ledger.live_bytes() == 0);
+  const vggload::ledger_snapshot book = ledger.snapshot();
+  CHECK_FALSE(book.blocks[0].live);
+  CHECK(std::ranges::none_of(book.pieces, &vggload::ledger_piece::live));
+  CHECK(book.lost_events > 0);
+  CHECK(book.lost_events + book.events.size() == 1 + 7 + 7 + 1);
 }
