@@ -36,10 +36,10 @@ namespace command {
 class memory_dump {
  public:
   explicit memory_dump(CLI::App& app) {
-    app.add_option(
-           "--dump", folder_,
-           "Write the timeline of memory and each tensor's health into this folder, for viewers")
-        ->type_name("DIR");
+    option_ =
+        app.add_option("--dump", folder_,
+                       "Write the timeline of memory and each tensor's health here, for viewers");
+    option_->type_name("DIR");
     app.add_flag("--explain", explains_,
                  "When memory runs out: say on stdout what filled it and what would fit");
   }

@@ -433,9 +433,15 @@ TEST_CASE("what the kernels cannot do is refused before the launch") {
 TEST_CASE("errors name the call and say what CUDA says") {
   CHECK_NOTHROW(cuda::check(cudaSuccess, "cudaMalloc"));
   try {
-    cuda::check(cudaErrorMemoryAllocation, "cudaMalloc");
+    cuda::check(cudaErrorInvalidValue, "cudaMemcpy");
     FAIL("no exception");
   } catch (const error& e) {
-    CHECK(std::string(e.what()) == "cudaMalloc: cudaErrorMemoryAllocation: out of memory");
+    CHECK(std::string(e.what()) == "cudaMemcpy: cudaErrorInvalidValue: invalid argument");
+  }
+  try {
+    cuda::check(cudaErrorMemoryAllocation, "cudaMalloc");
+    FAIL("no exception");
+  } catch (const out_of_memory& e) {
+    CHECK(std::string(e.what()) == "cudaMalloc: out of memory");
   }
 }
