@@ -36,6 +36,8 @@
 #include <vggload/memory/counting_resource.hpp>
 #include <vggload/memory/failing_resource.hpp>
 #include <vggload/memory/host_resource.hpp>
+#include <vggload/memory/ledger.hpp>
+#include <vggload/memory/memory_report.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 #include <vggload/memory/process_memory.hpp>
 #include <vggload/memory/reserving_host_resource.hpp>

@@ -310,12 +310,16 @@ class device_load {
         options_.load.memory_limit ? report_.ring_bytes + smallest_window_bytes : 0;
     const auto add = [&, this](std::string change, const dtype_policy& other_types,
                                bool other_top) {
-      const std::uint64_t weights = bytes_of_weights(other_types, other_top);
-      if (weights >= report_.destination_bytes && !change.empty()) return;
-      if (insists)
-        change += change.empty() ? "converted while staging" : ", converted while staging";
-      const std::uint64_t bytes = weights + staging;
-      all.push_back({std::move(change), bytes, available && bytes <= *available});
+      try {
+        const std::uint64_t weights = bytes_of_weights(other_types, other_top);
+        if (weights >= report_.destination_bytes && !change.empty()) return;
+        if (insists)
+          change += change.empty() ? "converted while staging" : ", converted while staging";
+        const std::uint64_t bytes = weights + staging;
+        all.push_back({std::move(change), bytes, available && bytes <= *available});
+      } catch (const error&) {
+        return;  // some tensor has no conversion to that type: no such load
+      }
     };
     const dtype_policy half = types.with_storage(dtype::f16);
     const bool is_wide = !types.storage() || bits_of(*types.storage()) > 16;

@@ -172,8 +172,12 @@ struct loaded_tensor {
     load_options other = options;
     other.dtype = types;
     other.include_top = top;
-    const std::uint64_t bytes = least_bytes(source, other);
-    if (bytes < now) add(change, bytes);
+    try {
+      const std::uint64_t bytes = least_bytes(source, other);
+      if (bytes < now) add(change, bytes);
+    } catch (const error&) {
+      return;  // some tensor has no conversion to that type: no such load
+    }
   };
   const dtype_policy& types = options.dtype;
   const dtype_policy half = types.with_storage(dtype::f16);
