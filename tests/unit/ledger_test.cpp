@@ -121,9 +121,8 @@ TEST_CASE("what is in mapped files counts as no memory") {
 TEST_CASE("an arena that is full says what is in it") {
   const auto ledger = std::make_shared<memory_ledger>();
   arena<host_resource> memory(1000, {}, ledger);
-  for (int i = 0; i < 12; ++i) {
-    (void)memory.allocate({"t" + std::to_string(i), "fc2", memory_role::gradients},
-                          static_cast<std::size_t>(10 + i), 1);
+  for (std::size_t i = 0; i < 12; ++i) {
+    (void)memory.allocate({"t" + std::to_string(i), "fc2", memory_role::gradients}, 10 + i, 1);
   }
   (void)memory.allocate({"act", "fc2", memory_role::activations}, 300, 1);
   try {
