@@ -201,8 +201,9 @@ inline vggload::stream_options stream_options(unsigned threads, interruption& in
           }};
 }
 
-/// What a digest reads at a time: long runs also of what is column-major in the file.
-inline constexpr std::size_t digest_window_bytes = std::size_t{4} << 20U;
+/// What a digest reads at a time: long runs also of what is column-major in the file, and no peak of
+/// its own beside a loaded model.
+inline constexpr std::size_t digest_window_bytes = std::size_t{2} << 20U;
 
 /// zlib's CRC-32, continued over several ranges of bytes.
 class crc32 {
