@@ -29,6 +29,7 @@
 #include <vggload/load/checkpoint.hpp>
 #include <vggload/load/row_major.hpp>
 #include <vggload/load/stream.hpp>
+#include <vggload/memory/memory_report.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 
 namespace command {
@@ -241,14 +242,6 @@ class crc32 {
 };
 
 /// 138357544 -> "138,357,544".
-inline std::string grouped(std::uint64_t value) {
-  const std::string digits = std::to_string(value);
-  std::string text;
-  for (std::size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
-    text += digits[i];
-  }
-  return text;
-}
+inline std::string grouped(std::uint64_t value) { return vggload::detail::with_commas(value); }
 
 }  // namespace command

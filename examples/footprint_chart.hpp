@@ -7,7 +7,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -16,6 +15,7 @@
 #include "command.hpp"
 
 #include <vggload/core/shape.hpp>
+#include <vggload/trace/text.hpp>
 #include <vggload/vgg16/footprint.hpp>
 
 namespace command {
@@ -92,7 +92,7 @@ class footprint_chart {
     svg_ += R"(<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 )" + size +
             R"(" role="img" font-family="sans-serif" font-size="13">)"
             "\n<title>";
-    svg_ += escaped(heading_);
+    svg_ += vggload::detail::xml_text(heading_);
     svg_ +=
         "</title>\n<style>\n"
         ".page{fill:#ffffff}.text{fill:#1a1a1a}.small{fill:#555555;font-size:11px}"
@@ -167,7 +167,8 @@ class footprint_chart {
       return;
     }
     svg_ += "><title>";
-    svg_ += escaped(std::string(of) + ": " + std::string(one.name) + " " + grouped(one.bytes));
+    svg_ += vggload::detail::xml_text(std::string(of) + ": " + std::string(one.name) + " " +
+                                      grouped(one.bytes));
     svg_ += "</title></rect>\n";
   }
 
@@ -178,28 +179,12 @@ class footprint_chart {
     svg_ += R"(" text-anchor=")";
     svg_ += anchor;
     svg_ += "\">";
-    svg_ += escaped(content);
+    svg_ += vggload::detail::xml_text(content);
     svg_ += "</text>\n";
   }
 
   [[nodiscard]] static std::string number(double value) {
-    std::array<char, 32> digits;
-    std::snprintf(digits.data(), digits.size(), "%.2f", value);
-    return digits.data();
-  }
-
-  [[nodiscard]] static std::string escaped(std::string_view text) {
-    std::string out;
-    for (const char character : text) {
-      switch (character) {
-        case '<': out += "&lt;"; break;
-        case '>': out += "&gt;"; break;
-        case '&': out += "&amp;"; break;
-        case '"': out += "&quot;"; break;
-        default: out += character;
-      }
-    }
-    return out;
+    return vggload::detail::decimal(value, 2);
   }
 
   const vggload::vgg16::footprint& plan_;

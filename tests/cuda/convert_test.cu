@@ -177,7 +177,7 @@ TEST_CASE_TEMPLATE("transpositions", To, float16, bfloat16) {
 TEST_CASE("a refused call leaves no error behind") {
   void* memory = nullptr;
   CHECK_THROWS_AS(cuda::check(cudaMalloc(&memory, ~std::size_t{0} / 2), "cudaMalloc"),
-                  cuda::cuda_error);
+                  out_of_memory);
   CHECK(cudaGetLastError() == cudaSuccess);
 }
 

@@ -139,13 +139,6 @@ namespace detail {
 /// Of the source, that a trial uploads at least: long enough for threads and copies to get going.
 inline constexpr std::uint64_t trial_bytes = std::uint64_t{24} << 20U;
 
-/// What of a list of tensors is uploaded in one go, and how.
-struct stage_plan {
-  upload_conversion conversion;
-  std::size_t first;
-  std::size_t last;
-};
-
 /// Ends of the two trials of `by_measurement`, as indices of the tensors; `source_bytes` are theirs.
 [[nodiscard]] inline std::pair<std::size_t, std::size_t> trial_ends(
     std::span<const std::uint64_t> source_bytes) {
@@ -303,8 +296,6 @@ class device_load {
   [[nodiscard]] std::vector<memory_alternative> device_alternatives(
       std::optional<std::uint64_t> available) const {
     std::vector<memory_alternative> all;
-    const dtype_policy& types = options_.load.dtype;
-    const bool top = options_.load.include_top;
     const bool insists = conversion_ == upload_conversion::on_device;
     const std::uint64_t staging =
         options_.load.memory_limit ? report_.ring_bytes + smallest_window_bytes : 0;
@@ -321,12 +312,8 @@ class device_load {
         return;  // some tensor has no conversion to that type: no such load
       }
     };
-    const dtype_policy half = types.with_storage(dtype::f16);
-    const bool is_wide = !types.storage() || bits_of(*types.storage()) > 16;
-    if (insists) add("", types, top);
-    if (is_wide) add("as F16", half, top);
-    if (top) add("without the top", types, false);
-    if (is_wide && top) add("as F16 without the top", half, false);
+    if (insists) add("", options_.load.dtype, options_.load.include_top);
+    vgg16::detail::for_each_smaller_load(options_.load, add);
     return all;
   }
 

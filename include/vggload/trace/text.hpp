@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <array>
+#include <charconv>
 #include <cstddef>
 #include <string>
 #include <string_view>
@@ -39,6 +41,36 @@ namespace vggload::detail {
     text.remove_prefix(bytes > 0 ? bytes : 1);
   }
   return out;
+}
+
+/// Text without control characters (`printable`) in XML, which cannot say all of Unicode.
+[[nodiscard]] inline std::string xml_text(std::string_view text) {
+  const std::string clean = as_utf8(text);
+  std::string out;
+  for (std::size_t i = 0; i < clean.size(); ++i) {
+    const std::string_view rest = std::string_view(clean).substr(i);
+    if (rest.starts_with("\xEF\xBF\xBE") || rest.starts_with("\xEF\xBF\xBF")) {
+      out += "\xEF\xBF\xBD";  // U+FFFE and U+FFFF are no characters of XML
+      i += 2;
+      continue;
+    }
+    switch (clean[i]) {
+      case '&': out += "&amp;"; break;
+      case '<': out += "&lt;"; break;
+      case '>': out += "&gt;"; break;
+      case '"': out += "&quot;"; break;
+      default: out += clean[i];
+    }
+  }
+  return out;
+}
+
+/// In fixed notation.
+[[nodiscard]] inline std::string decimal(double value, int decimals) {
+  std::array<char, 400> text;  // for the largest double, too
+  const auto end = std::to_chars(text.data(), text.data() + text.size(), value,
+                                 std::chars_format::fixed, decimals);
+  return {text.data(), end.ptr};
 }
 
 }  // namespace vggload::detail

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
@@ -22,35 +21,6 @@
 namespace vggload {
 
 namespace detail {
-
-/// Text without control characters (`printable`) in XML, which cannot say all of Unicode.
-[[nodiscard]] inline std::string xml_text(std::string_view text) {
-  const std::string clean = as_utf8(text);
-  std::string out;
-  for (std::size_t i = 0; i < clean.size(); ++i) {
-    const std::string_view rest = std::string_view(clean).substr(i);
-    if (rest.starts_with("\xEF\xBF\xBE") || rest.starts_with("\xEF\xBF\xBF")) {
-      out += "\xEF\xBF\xBD";  // U+FFFE and U+FFFF are no characters of XML
-      i += 2;
-      continue;
-    }
-    switch (clean[i]) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += clean[i];
-    }
-  }
-  return out;
-}
-
-[[nodiscard]] inline std::string decimal(double value, int decimals) {
-  std::array<char, 400> text;  // for the largest double, too
-  const auto end = std::to_chars(text.data(), text.data() + text.size(), value,
-                                 std::chars_format::fixed, decimals);
-  return {text.data(), end.ptr};
-}
 
 /// "263.90 MiB"
 [[nodiscard]] inline std::string mebibytes(std::uint64_t bytes) {

@@ -159,6 +159,18 @@ struct loaded_tensor {
   return text;
 }
 
+/// Calls `on_load(change, types, include_top)` for the loads that keep less than the options do, the
+/// nearest to them first.
+template <class OnLoad>
+void for_each_smaller_load(const load_options& options, const OnLoad& on_load) {
+  const dtype_policy& types = options.dtype;
+  const dtype_policy half = types.with_storage(dtype::f16);
+  const bool is_wide = !types.storage() || bits_of(*types.storage()) > 16;
+  if (is_wide) on_load("as F16", half, options.include_top);
+  if (options.include_top) on_load("without the top", types, false);
+  if (is_wide && options.include_top) on_load("as F16 without the top", half, false);
+}
+
 /// What would take less memory than the options do, the nearest to them first; `available`: bytes
 /// that there are.
 [[nodiscard]] inline std::vector<memory_alternative> alternatives(
@@ -179,13 +191,8 @@ struct loaded_tensor {
       return;  // some tensor has no conversion to that type: no such load
     }
   };
-  const dtype_policy& types = options.dtype;
-  const dtype_policy half = types.with_storage(dtype::f16);
-  const bool is_wide = !types.storage() || bits_of(*types.storage()) > 16;
-  if (is_wide) add_load("as F16", half, options.include_top);
-  if (options.include_top) add_load("without the top", types, false);
-  if (is_wide && options.include_top) add_load("as F16 without the top", half, false);
-  if (types.storage()) {
+  for_each_smaller_load(options, add_load);
+  if (options.dtype.storage()) {
     add_load("mapped, as " + types_of(source, options.include_top) + " in the file", {std::nullopt},
              options.include_top);
   }
