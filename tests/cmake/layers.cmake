@@ -8,10 +8,11 @@ set(io_may core io)
 set(convert_may core convert)
 set(memory_may core memory)
 set(load_may core io convert memory load)
+set(data_may core io convert memory data)
 set(trace_may core io convert memory trace)
 set(vgg16_may core io convert memory load vgg16)
 set(interop_may core memory interop)
-set(network_may core convert memory load vgg16 network)
+set(network_may core convert memory data load vgg16 network)
 set(cuda_may core io convert memory load vgg16 cuda)
 
 # Headers from elsewhere that are not the standard library's, and the only ones that may have them.

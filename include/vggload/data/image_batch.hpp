@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <vggload/core/dtype.hpp>
+#include <vggload/core/tensor_view.hpp>
+#include <vggload/data/image.hpp>
+
+namespace vggload {
+
+/// What stands beside the images of a batch, in Keras' terms (`class_mode`).
+enum class label_mode {
+  categorical,  // a row for each image, 1 at its class, 0 elsewhere
+  sparse,       // the number of its class
+  binary,       // the same, of two classes
+  none,
+};
+
+/// An image that an epoch went on without.
+struct skipped_image {
+  std::string path;
+  std::string reason;
+};
+
+/// The place of one image in a batch: refers to the batch.
+struct image_sample {
+  std::span<std::byte> pixels;  // of sample_format::bytes()
+  std::span<float> label;       // one value, or one for each class, or none
+  std::uint64_t& index;         // of the image in its folder
+  std::vector<skipped_image>& skipped;
+};
+
+/// Images and labels that are handed over together. The memory is somebody else's, an arena's, and is taken
+/// once: a batch is filled again and again. Moves, never copies.
+class image_batch {
+ public:
+  /// Bytes that a batch of up to `count` images takes in an arena.
+  [[nodiscard]] static std::size_t bytes(const sample_format& format, std::size_t labels_per_image,
+                                         std::size_t count) {
+    return padded(format.bytes() * count) + padded(labels_per_image * sizeof(float) * count) +
+           padded(sizeof(std::uint64_t) * count);
+  }
+
+  image_batch() = default;
+  /// Takes the memory for up to `count` images from `arena`, whose memory the host may touch; throws what it
+  /// throws.
+  template <class Arena>
+  image_batch(Arena& arena, const sample_format& format, std::size_t labels_per_image,
+              std::size_t count)
+      : format_(format), labels_per_image_(labels_per_image), capacity_(count) {
+    pixels_ = arena.allocate("images", padded(format.bytes() * count));
+    labels_ = reinterpret_cast<float*>(
+        arena.allocate("labels", padded(labels_per_image * sizeof(float) * count)).data());
+    indices_ = reinterpret_cast<std::uint64_t*>(
+        arena.allocate("indices", padded(sizeof(std::uint64_t) * count)).data());
+  }
+  image_batch(image_batch&&) = default;
+  image_batch& operator=(image_batch&&) = default;
+  image_batch(const image_batch&) = delete;
+  image_batch& operator=(const image_batch&) = delete;
+  ~image_batch() = default;
+
+  /// Images that there is room for.
+  [[nodiscard]] std::size_t capacity() const noexcept { return capacity_; }
+  /// Images that are in it: fewer than there is room for at the end of an epoch, or where some were skipped.
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  /// Says how many are in it, up to `capacity()`.
+  void resize(std::size_t count) noexcept { size_ = count; }
+  /// Forgets what was in it.
+  void clear() noexcept {
+    size_ = 0;
+    skipped_.clear();
+  }
+
+  [[nodiscard]] const sample_format& format() const noexcept { return format_; }
+  /// The place of the `i`-th image, whether it is filled or not.
+  [[nodiscard]] image_sample operator[](std::size_t i) noexcept {
+    return {pixels_.subspan(i * format_.bytes(), format_.bytes()),
+            {labels_ + i * labels_per_image_, labels_per_image_},
+            indices_[i],
+            skipped_};
+  }
+
+  /// The images that are in it, in the format's layout.
+  [[nodiscard]] tensor_view images() const {
+    return {format_.type, format_.shape(size_), pixels_.first(size_ * format_.bytes())};
+  }
+  /// Their labels, f32: [images, classes], or [images]; [images, 0] where there are none.
+  [[nodiscard]] tensor_view labels() const {
+    const std::span<const float> values{labels_, size_ * labels_per_image_};
+    return {dtype::f32, labels_per_image_ == 1 ? shape{size_} : shape{size_, labels_per_image_},
+            std::as_bytes(values)};
+  }
+  /// Which images of the folder they are.
+  [[nodiscard]] std::span<const std::uint64_t> indices() const noexcept {
+    return {indices_, size_};
+  }
+  /// Those that would have been in it, with the reason; in the order of the batch.
+  [[nodiscard]] std::span<const skipped_image> skipped() const noexcept { return skipped_; }
+
+ private:
+  static constexpr std::size_t padded(std::size_t bytes) noexcept { return (bytes + 63) / 64 * 64; }
+
+  sample_format format_;
+  std::size_t labels_per_image_ = 0;
+  std::size_t capacity_ = 0;
+  std::size_t size_ = 0;
+  std::span<std::byte> pixels_;
+  float* labels_ = nullptr;
+  std::uint64_t* indices_ = nullptr;
+  std::vector<skipped_image> skipped_;
+};
+
+}  // namespace vggload
