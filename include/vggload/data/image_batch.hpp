@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include <vggload/core/dtype.hpp>
+#include <vggload/core/shape.hpp>
 #include <vggload/core/tensor_view.hpp>
 #include <vggload/data/image.hpp>
 
@@ -20,6 +22,31 @@ enum class label_mode {
   sparse,       // the number of its class
   binary,       // the same, of two classes
   none,
+};
+
+/// What the labels of a batch look like in memory: f32, dense.
+struct label_format {
+  label_mode mode = label_mode::categorical;
+  std::size_t classes = 0;
+
+  /// Values for each image.
+  [[nodiscard]] std::size_t values() const noexcept {
+    if (mode == label_mode::none) return 0;
+    return mode == label_mode::categorical ? classes : 1;
+  }
+  /// Of a batch of `count` images: [images, classes], or [images]; [images, 0] where there are none.
+  [[nodiscard]] vggload::shape shape(std::size_t count) const {
+    if (mode == label_mode::sparse || mode == label_mode::binary) return {count};
+    return {count, values()};
+  }
+  /// Writes the label of an image of that class into its `values()`.
+  void write(std::size_t label, std::span<float> into) const noexcept {
+    if (mode == label_mode::categorical) std::fill(into.begin(), into.end(), 0.0F);
+    if (mode != label_mode::none) {
+      into[mode == label_mode::categorical ? label : 0] =
+          mode == label_mode::categorical ? 1.0F : static_cast<float>(label);
+    }
+  }
 };
 
 /// An image that an epoch went on without.
@@ -41,9 +68,9 @@ struct image_sample {
 class image_batch {
  public:
   /// Bytes that a batch of up to `count` images takes in an arena.
-  [[nodiscard]] static std::size_t bytes(const sample_format& format, std::size_t labels_per_image,
+  [[nodiscard]] static std::size_t bytes(const sample_format& format, const label_format& labels,
                                          std::size_t count) {
-    return padded(format.bytes() * count) + padded(labels_per_image * sizeof(float) * count) +
+    return padded(format.bytes() * count) + padded(labels.values() * sizeof(float) * count) +
            padded(sizeof(std::uint64_t) * count);
   }
 
@@ -51,12 +78,12 @@ class image_batch {
   /// Takes the memory for up to `count` images from `arena`, whose memory the host may touch; throws what it
   /// throws.
   template <class Arena>
-  image_batch(Arena& arena, const sample_format& format, std::size_t labels_per_image,
+  image_batch(Arena& arena, const sample_format& format, const label_format& labels,
               std::size_t count)
-      : format_(format), labels_per_image_(labels_per_image), capacity_(count) {
+      : format_(format), label_format_(labels), capacity_(count) {
     pixels_ = arena.allocate("images", padded(format.bytes() * count));
     labels_ = reinterpret_cast<float*>(
-        arena.allocate("labels", padded(labels_per_image * sizeof(float) * count)).data());
+        arena.allocate("labels", padded(labels.values() * sizeof(float) * count)).data());
     indices_ = reinterpret_cast<std::uint64_t*>(
         arena.allocate("indices", padded(sizeof(std::uint64_t) * count)).data());
   }
@@ -82,7 +109,7 @@ class image_batch {
   /// The place of the `i`-th image, whether it is filled or not.
   [[nodiscard]] image_sample operator[](std::size_t i) noexcept {
     return {pixels_.subspan(i * format_.bytes(), format_.bytes()),
-            {labels_ + i * labels_per_image_, labels_per_image_},
+            {labels_ + i * label_format_.values(), label_format_.values()},
             indices_[i],
             skipped_};
   }
@@ -91,11 +118,10 @@ class image_batch {
   [[nodiscard]] tensor_view images() const {
     return {format_.type, format_.shape(size_), pixels_.first(size_ * format_.bytes())};
   }
-  /// Their labels, f32: [images, classes], or [images]; [images, 0] where there are none.
+  /// Their labels.
   [[nodiscard]] tensor_view labels() const {
-    const std::span<const float> values{labels_, size_ * labels_per_image_};
-    return {dtype::f32, labels_per_image_ == 1 ? shape{size_} : shape{size_, labels_per_image_},
-            std::as_bytes(values)};
+    const std::span<const float> values{labels_, size_ * label_format_.values()};
+    return {dtype::f32, label_format_.shape(size_), std::as_bytes(values)};
   }
   /// Which images of the folder they are.
   [[nodiscard]] std::span<const std::uint64_t> indices() const noexcept {
@@ -108,7 +134,7 @@ class image_batch {
   static constexpr std::size_t padded(std::size_t bytes) noexcept { return (bytes + 63) / 64 * 64; }
 
   sample_format format_;
-  std::size_t labels_per_image_ = 0;
+  label_format label_format_;
   std::size_t capacity_ = 0;
   std::size_t size_ = 0;
   std::span<std::byte> pixels_;
