@@ -16,6 +16,7 @@
 #include <vggload/data/affine_map.hpp>
 #include <vggload/data/augmentation.hpp>
 #include <vggload/data/bilinear.hpp>
+#include <vggload/data/bilinear_x86.hpp>
 #include <vggload/data/image.hpp>
 #include <vggload/data/image_batch.hpp>
 #include <vggload/data/random.hpp>
@@ -23,6 +24,31 @@
 #include <vggload/data/value_map.hpp>
 
 namespace vggload {
+
+namespace detail {
+
+/// The steps of bilinear.hpp at one level of instructions, for a number of channels.
+struct bilinear_steps {
+  decltype(&detail::find_taps) find_taps;
+  decltype(&detail::interpolate<1>) interpolate;
+};
+
+[[nodiscard]] inline bilinear_steps choose_bilinear_steps(std::size_t channels,
+                                                          simd_level level) noexcept {
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+  if (level >= simd_level::avx2) {
+    return {&bilinear_avx2::find_taps, channels == 1   ? &bilinear_avx2::interpolate<1>
+                                       : channels == 3 ? &bilinear_avx2::interpolate<3>
+                                                       : &bilinear_avx2::interpolate<4>};
+  }
+#endif
+  static_cast<void>(level);
+  return {&find_taps, channels == 1   ? &interpolate<1>
+                      : channels == 3 ? &interpolate<3>
+                                      : &interpolate<4>};
+}
+
+}  // namespace detail
 
 /// Makes a decoded image a sample in one pass: resized to the format's size, rotated, shifted, sheared, zoomed and
 /// flipped by one affine map (affine_map.hpp says what is what) with bilinear interpolation; brightness and
@@ -50,7 +76,7 @@ class fast_augmentation {
         seed_(seed),
         centres_sample_(standard.samplewise_centre || standard.samplewise_scale),
         scales_sample_(standard.samplewise_scale),
-        level_(level) {
+        steps_(detail::choose_bilinear_steps(format.channels, level)) {
     check_format();
     check_changes();
     values_ = detail::make_value_map(standard, format.channels);
@@ -223,8 +249,8 @@ class fast_augmentation {
       const auto line = static_cast<std::int64_t>(y);
       const std::int64_t start_x = map.x_start + line * map.x_by_row;
       const std::int64_t start_y = map.y_start + line * map.y_by_row;
-      detail::find_taps(map, start_x, start_y, source, format_.width, taps);
-      interpolate(rows, taps, channels, target);
+      steps_.find_taps(map, start_x, start_y, source, format_.width, taps);
+      steps_.interpolate(rows, taps, channels, format_.width, target);
       if (changes_.fill == fill_mode::constant) {
         fill_outside(map, start_x, start_y, source, channels, target);
       }
@@ -240,15 +266,6 @@ class fast_augmentation {
           to_format_(from, pixels + first * bits_of(format_.type) / 8, run);
         }
       }
-    }
-  }
-
-  void interpolate(const std::uint8_t* const* rows, const detail::row_taps& taps,
-                   const detail::channel_map& channels, const detail::row_target& target) const {
-    switch (format_.channels) {
-      case 1: return detail::interpolate<1>(rows, taps, channels, format_.width, target);
-      case 3: return detail::interpolate<3>(rows, taps, channels, format_.width, target);
-      default: return detail::interpolate<4>(rows, taps, channels, format_.width, target);
     }
   }
 
@@ -335,7 +352,7 @@ class fast_augmentation {
   std::uint64_t seed_;
   bool centres_sample_;
   bool scales_sample_;
-  simd_level level_;
+  detail::bilinear_steps steps_;
   detail::value_map values_;
   conversion to_format_ = nullptr;
 };
