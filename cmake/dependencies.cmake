@@ -57,6 +57,36 @@ macro(vggload_dependency_protozero)
   endif()
 endmacro()
 
+# JPEG (BSD and IJG licences). Upstream's build refuses to be part of another, so it is found or the build stops.
+macro(vggload_dependency_jpeg)
+  find_package(JPEG QUIET)
+  if(NOT TARGET JPEG::JPEG)
+    message(
+      FATAL_ERROR
+        "VGGLOAD_IMAGES is ON and there is no libjpeg-turbo: install it (libjpeg-dev on Debian and Ubuntu), point "
+        "CMAKE_PREFIX_PATH to it, or set VGGLOAD_IMAGES to OFF")
+  endif()
+endmacro()
+
+# PNG (libpng licence).
+macro(vggload_dependency_png)
+  find_package(PNG 1.6 QUIET)
+  if(NOT TARGET PNG::PNG)
+    set(PNG_SHARED OFF)
+    set(PNG_TESTS OFF)
+    set(PNG_TOOLS OFF)
+    FetchContent_Declare(
+      png
+      GIT_REPOSITORY https://github.com/pnggroup/libpng.git
+      GIT_TAG v1.6.44
+      GIT_SHALLOW ON)
+    FetchContent_MakeAvailable(png)
+    # libpng's own target does not carry its include folders within another build.
+    target_include_directories(png_static INTERFACE ${png_SOURCE_DIR} ${png_BINARY_DIR})
+    add_library(PNG::PNG ALIAS png_static)
+  endif()
+endmacro()
+
 # Command lines of the examples (BSD licence).
 macro(vggload_dependency_cli11)
   find_package(CLI11 2.1 QUIET)

@@ -11,7 +11,7 @@ if(NOT VGGLOAD_CUDA)
   list(FILTER header_files EXCLUDE REGEX "cuda/(error|resources|runtime_api)[.]hpp$") # include CUDA's
 endif()
 add_executable(headers_test cmake/headers_main.cpp)
-target_link_libraries(headers_test PRIVATE vggload_development vggload::hdf5 vggload::onnx vggload::network
+target_link_libraries(headers_test PRIVATE vggload_development vggload::hdf5 vggload::onnx vggload::images vggload::network
                                            $<TARGET_NAME_IF_EXISTS:vggload::cuda>)
 foreach(header IN LISTS header_files)
   string(REGEX REPLACE ".*include/" "" header "${header}")

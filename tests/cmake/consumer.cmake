@@ -55,11 +55,11 @@ elseif(NAME STREQUAL "find_package")
   install_library()
   configure_build_run(find_package -D CMAKE_PREFIX_PATH=${WORK}/prefix -D WANTED=${VERSION})
 elseif(NAME STREQUAL "components")
-  install_library(-D VGGLOAD_HDF5=ON -D VGGLOAD_NETWORK=ON -D VGGLOAD_ONNX=ON)
+  install_library(-D VGGLOAD_HDF5=ON -D VGGLOAD_IMAGES=ON -D VGGLOAD_NETWORK=ON -D VGGLOAD_ONNX=ON)
   run(COMMAND ${CMAKE_COMMAND} -S ${consumers}/components -B ${WORK}/unknown ${settings} -D
-              CMAKE_PREFIX_PATH=${WORK}/prefix -D WANTED=${VERSION} -D SECOND=images
-      FAILS_WITH "installed without the component .images.")
-  configure_build_run(components -D CMAKE_PREFIX_PATH=${WORK}/prefix -D WANTED=${VERSION} "-D SECOND=onnx\;network")
+              CMAKE_PREFIX_PATH=${WORK}/prefix -D WANTED=${VERSION} -D LAST=audio
+      FAILS_WITH "installed without the component .audio.")
+  configure_build_run(components -D CMAKE_PREFIX_PATH=${WORK}/prefix -D WANTED=${VERSION} -D LAST=images)
 elseif(NAME STREQUAL "wrong_version")
   install_library()
   foreach(wanted IN ITEMS 0.0.9 0.2 1.0 99)
