@@ -12,11 +12,13 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <optional>
 #include <span>
 #include <stop_token>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 
 #include <unistd.h>
 #include <zlib.h>
@@ -126,6 +128,27 @@ inline CLI::Validator whole_number(std::uint64_t least, std::uint64_t most) {
           ""};
 }
 
+/// Height and width in "224x224"; nothing where the text is not of this form.
+inline std::optional<std::pair<std::uint64_t, std::uint64_t>> parse_height_and_width(
+    std::string_view text) {
+  std::pair<std::uint64_t, std::uint64_t> size;
+  const char* const last = text.data() + text.size();
+  const auto [cross, first_code] = std::from_chars(text.data(), last, size.first);
+  if (first_code != std::errc() || cross == last || *cross != 'x') return std::nullopt;
+  const auto [end, second_code] = std::from_chars(cross + 1, last, size.second);
+  if (second_code != std::errc() || end != last) return std::nullopt;
+  return size;
+}
+
+/// Takes nothing else than what `parse_height_and_width` understands.
+inline CLI::Validator height_and_width() {
+  return {[](std::string& text) -> std::string {
+            if (parse_height_and_width(text)) return {};
+            return "'" + text + "' is not a height and a width (such as 224x224)";
+          },
+          ""};
+}
+
 /// Adds --threads, which all commands read alike.
 inline void add_threads(CLI::App& app, unsigned& threads) {
   app.add_option("--threads", threads, "Threads (default: one for each processor)")
@@ -147,7 +170,8 @@ class progress_bar {
     percent_ = -1;
   }
 
-  void show(std::uint64_t done, std::uint64_t total) {
+  /// `beside`: what stands behind the bar, such as a speed.
+  void show(std::uint64_t done, std::uint64_t total, std::string_view beside = {}) {
     if (!shown_ || total == 0) return;
     const int percent =
         static_cast<int>(100.0 * static_cast<double>(done) / static_cast<double>(total));
@@ -157,7 +181,8 @@ class progress_bar {
     const int filled = percent * width / 100;
     std::string bar(static_cast<std::size_t>(filled), '#');
     bar.resize(width, '.');
-    std::fprintf(stderr, "\r%s [%s] %3d %%", doing_.c_str(), bar.c_str(), percent);
+    std::fprintf(stderr, "\r%s [%s] %3d %% %.*s\033[K", doing_.c_str(), bar.c_str(), percent,
+                 static_cast<int>(beside.size()), beside.data());
     std::fflush(stderr);
   }
 

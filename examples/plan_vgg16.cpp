@@ -41,25 +41,6 @@ struct budget_answer {
   std::vector<vgg16::advice> advice;
 };
 
-/// Height and width in "224x224"; nothing where the text is not of this form.
-std::optional<std::pair<std::uint64_t, std::uint64_t>> parse_size(std::string_view text) {
-  std::pair<std::uint64_t, std::uint64_t> size;
-  const char* const last = text.data() + text.size();
-  const auto [cross, first_code] = std::from_chars(text.data(), last, size.first);
-  if (first_code != std::errc() || cross == last || *cross != 'x') return std::nullopt;
-  const auto [end, second_code] = std::from_chars(cross + 1, last, size.second);
-  if (second_code != std::errc() || end != last) return std::nullopt;
-  return size;
-}
-
-CLI::Validator image_size() {
-  return {[](std::string& text) -> std::string {
-            if (parse_size(text)) return {};
-            return "'" + text + "' is not a height and a width (such as 224x224)";
-          },
-          ""};
-}
-
 void print_json(const vgg16::plan_options& options, const vgg16::footprint& plan,
                 const std::optional<budget_answer>& budget) {
   nlohmann::ordered_json json{{"dtype", name_of(options.storage)},
@@ -247,7 +228,7 @@ int main(int argc, char** argv) try {
       ->transform(command::whole_number(1, UINT64_MAX))
       ->type_name("N");
   app.add_option("--input", input, "Size of an image (default 224x224, the only one with the top)")
-      ->check(image_size())
+      ->check(command::height_and_width())
       ->type_name("HxW");
   auto* const no_top_flag = app.add_flag("--no-top", no_top, "Without the three dense layers");
   app.add_option("--classes", options.classes, "Outputs of the last layer (default 1000)")
@@ -263,7 +244,7 @@ int main(int argc, char** argv) try {
     if (!compute.empty()) options.compute = types.at(compute);
     options.mode = modes.at(mode);
     options.optimizer = optimizers.at(optimizer);
-    std::tie(options.height, options.width) = parse_size(input).value();
+    std::tie(options.height, options.width) = command::parse_height_and_width(input).value();
     options.include_top = !no_top;
 
     const vgg16::footprint plan = vgg16::plan(options);

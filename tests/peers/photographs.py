@@ -84,14 +84,14 @@ def write_mixed(folder, random, classes, per_class, sizes):
 
 
 def write_jpegs(folder, seed, count, height, width):
-    """JPEGs of one size in two classes, 4:2:0 and quality 85, as most photographs are."""
+    """JPEGs of one size in two classes, 4:2:0, about a byte for three pixels."""
     random = np.random.default_rng(seed)
     pictures = photographs()
     for name in ("one", "two"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number in range(count):
         path = folder / ("one", "two")[number % 2] / f"{number:05}.jpg"
-        crop(random, pictures, height, width).save(path, quality=85, subsampling=2)
+        crop(random, pictures, height, width).save(path, quality=95, subsampling=2)
 
 
 def main():

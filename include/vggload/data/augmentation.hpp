@@ -34,7 +34,7 @@ struct augmentation {
   bool horizontal_flip = false;   // each second image, left and right exchanged
   bool vertical_flip = false;
   double channel_shift_range = 0;  // in units of the pixels, 0 to 255, the same for all channels
-  std::optional<value_range> brightness_range;  // factors
+  std::optional<value_range> brightness_range = {};  // factors
   vggload::fill_mode fill = vggload::fill_mode::nearest;
   double fill_value = 0;  // for fill_mode::constant, 0 to 255
 };
@@ -105,8 +105,9 @@ struct normalisation {
   bool samplewise_centre = false;  // minus the mean of all the image's values
   bool samplewise_scale =
       false;  // / (their standard deviation + 1e-6), centred before as Keras does it
-  std::optional<std::array<float, 3>> featurewise_mean;  // of each channel, over a set of images
-  std::optional<std::array<float, 3>> featurewise_deviation;
+  std::optional<std::array<float, 3>> featurewise_mean =
+      {};  // of each channel, over a set of images
+  std::optional<std::array<float, 3>> featurewise_deviation = {};
 };
 
 }  // namespace vggload

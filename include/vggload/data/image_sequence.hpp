@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include <vggload/core/error.hpp>
+#include <vggload/data/image.hpp>
+#include <vggload/data/image_batch.hpp>
+#include <vggload/data/image_decoder.hpp>
+#include <vggload/data/image_folder.hpp>
+#include <vggload/data/image_workspace.hpp>
+#include <vggload/data/scratch.hpp>
+#include <vggload/data/sequence.hpp>
+#include <vggload/memory/host_resource.hpp>
+#include <vggload/memory/resource.hpp>
+
+namespace vggload {
+
+/// What becomes of a decoded image: writes one sample of a batch, `format()` says how it looks. Depends on
+/// the image, the epoch and the image's index in its folder only; several threads call it at once.
+template <class T>
+concept image_transform = requires(const T& transform, const image_view& decoded,
+                                   std::uint64_t number, scratch& memory, image_sample& into) {
+  { transform.format() } -> std::convertible_to<sample_format>;
+  transform(decoded, number, number, memory, into);
+};
+
+/// What happens to an image that cannot be read or decoded.
+enum class on_error {
+  stop,  // its error goes to whoever asked for it
+  skip,  // the epoch goes on without it, the batch lists it
+};
+
+struct image_sequence_options {
+  /// The colours are those that the transform's format has channels for.
+  decode_options decode = {};
+  label_mode labels = label_mode::categorical;
+  vggload::on_error on_error = vggload::on_error::stop;
+  /// The memory that one image may take while it is made, its file included.
+  std::size_t scratch_limit = std::numeric_limits<std::size_t>::max();
+};
+
+/// The images of a folder, one by one: each is read, decoded and transformed straight into its place. Nothing is
+/// kept; a thread needs the memory of the image that it makes.
+template <image_transform Transform>
+class image_sequence {
+ public:
+  using value_type = image_sample;
+
+  /// `resource`: where the memory for making an image comes from; several threads may ask it at once.
+  template <host_accessible_resource Resource = host_resource>
+  image_sequence(image_folder folder, Transform transform,
+                 const image_sequence_options& options = {}, Resource resource = {})
+      : folder_(std::move(folder)),
+        transform_(std::move(transform)),
+        options_(options),
+        workspaces_(options.scratch_limit, std::move(resource)) {
+    options_.decode.colour = colours_of(transform_.format().channels);
+  }
+
+  [[nodiscard]] const image_folder& folder() const noexcept { return folder_; }
+  /// Number of images.
+  [[nodiscard]] std::size_t size() const noexcept { return folder_.size(); }
+
+  /// Makes the `index`-th image as it is in that epoch: `element(epoch, index)(sample)`, from any thread. Gives
+  /// false where the image was skipped.
+  /// @throws error that names the path where it cannot be read or decoded and is not to be skipped
+  [[nodiscard]] auto element(std::uint64_t epoch, std::size_t index) const {
+    return [this, epoch, index](image_sample& into) { return make(epoch, index, into); };
+  }
+  [[nodiscard]] auto operator[](std::size_t index) const { return element(epoch_, index); }
+
+  [[nodiscard]] std::uint64_t epoch() const noexcept { return epoch_; }
+  void set_epoch(std::uint64_t epoch) noexcept { epoch_ = epoch; }
+  void on_epoch_end() noexcept { ++epoch_; }
+
+  /// One epoch, see `element_range`.
+  [[nodiscard]] auto begin() { return element_iterator<image_sequence>(*this); }
+  [[nodiscard]] static std::default_sentinel_t end() noexcept { return {}; }
+
+  [[nodiscard]] std::size_t storage_bytes(std::size_t count) const {
+    return image_batch::bytes(transform_.format(), labels(), count);
+  }
+  template <class Arena>
+  [[nodiscard]] image_batch make_storage(Arena& arena, std::size_t count) const {
+    return {arena, transform_.format(), labels(), count};
+  }
+
+  /// Bytes that the threads hold for making images, beside the batches.
+  [[nodiscard]] std::size_t scratch_bytes() const { return workspaces_.held_bytes(); }
+
+ private:
+  static colour_mode colours_of(std::size_t channels) {
+    switch (channels) {
+      case 1: return colour_mode::grey;
+      case 3: return colour_mode::rgb;
+      case 4: return colour_mode::rgba;
+      default: throw error("images have 1, 3 or 4 channels, not " + std::to_string(channels));
+    }
+  }
+
+  [[nodiscard]] label_format labels() const noexcept {
+    return {options_.labels, folder_.classes().size()};
+  }
+
+  bool make(std::uint64_t epoch, std::size_t index, image_sample& into) const {
+    const image_workspace_pool::lease workspace(workspaces_);
+    const std::string path = folder_.path(index);
+    try {
+      const image_view decoded =
+          workspace->decoder.decode_file(path, options_.decode, workspace->memory);
+      transform_(decoded, epoch, index, workspace->memory, into);
+    } catch (const error& e) {
+      if (options_.on_error == on_error::stop) throw;
+      into.skipped.push_back({path, e.what()});
+      return false;
+    }
+    into.index = index;
+    labels().write(folder_.label(index), into.label);
+    return true;
+  }
+
+  image_folder folder_;
+  Transform transform_;
+  image_sequence_options options_;
+  image_workspace_pool workspaces_;
+  std::uint64_t epoch_ = 0;
+};
+
+}  // namespace vggload
