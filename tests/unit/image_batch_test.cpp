@@ -9,6 +9,7 @@
 
 #include <doctest/doctest.h>
 
+#include <vggload/core/error.hpp>
 #include <vggload/data/augmentation.hpp>
 #include <vggload/data/image.hpp>
 #include <vggload/data/image_batch.hpp>
@@ -53,6 +54,13 @@ TEST_CASE("a batch lies in an arena of exactly the bytes that it says") {
   CHECK(std::vector<float>(values.begin(), values.end()) ==
         std::vector<float>{0, 0, 0, 1, 0, 0, 1, 0});
   CHECK(batch.indices()[1] == 101);
+}
+
+TEST_CASE("a batch that no number of bytes can hold is an error") {
+  const label_format labels{label_mode::none};
+  const sample_format format{.height = std::size_t{1} << 31U, .width = std::size_t{1} << 31U};
+  CHECK(message_of<error>([&] { (void)image_batch::bytes(format, labels, 2); }) ==
+        "the bytes of a batch of 2 images do not fit into a number");
 }
 
 TEST_CASE("labels have the shapes that Keras gives them") {

@@ -4,12 +4,16 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <vggload/core/checked.hpp>
 #include <vggload/core/dtype.hpp>
+#include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
 #include <vggload/core/tensor_view.hpp>
 #include <vggload/data/image.hpp>
@@ -67,11 +71,14 @@ struct image_sample {
 /// once: a batch is filled again and again. Moves, never copies.
 class image_batch {
  public:
-  /// Bytes that a batch of up to `count` images takes in an arena.
+  /// Bytes that a batch of up to `count` images takes in an arena. Throws `error` where they do not fit into a
+  /// number.
   [[nodiscard]] static std::size_t bytes(const sample_format& format, const label_format& labels,
                                          std::size_t count) {
-    return padded(format.bytes() * count) + padded(labels.values() * sizeof(float) * count) +
-           padded(sizeof(std::uint64_t) * count);
+    const auto all = checked_add(pixel_bytes(format, count), label_bytes(labels, count));
+    const auto bytes = all ? checked_add(*all, index_bytes(count)) : std::nullopt;
+    if (!bytes) fail_size(count);
+    return static_cast<std::size_t>(*bytes);
   }
 
   image_batch() = default;
@@ -81,11 +88,10 @@ class image_batch {
   image_batch(Arena& arena, const sample_format& format, const label_format& labels,
               std::size_t count)
       : format_(format), label_format_(labels), capacity_(count) {
-    pixels_ = arena.allocate("images", padded(format.bytes() * count));
-    labels_ = reinterpret_cast<float*>(
-        arena.allocate("labels", padded(labels.values() * sizeof(float) * count)).data());
-    indices_ = reinterpret_cast<std::uint64_t*>(
-        arena.allocate("indices", padded(sizeof(std::uint64_t) * count)).data());
+    pixels_ = arena.allocate("images", pixel_bytes(format, count));
+    labels_ = reinterpret_cast<float*>(arena.allocate("labels", label_bytes(labels, count)).data());
+    indices_ =
+        reinterpret_cast<std::uint64_t*>(arena.allocate("indices", index_bytes(count)).data());
   }
   image_batch(image_batch&&) = default;
   image_batch& operator=(image_batch&&) = default;
@@ -131,7 +137,31 @@ class image_batch {
   [[nodiscard]] std::span<const skipped_image> skipped() const noexcept { return skipped_; }
 
  private:
-  static constexpr std::size_t padded(std::size_t bytes) noexcept { return (bytes + 63) / 64 * 64; }
+  [[noreturn]] static void fail_size(std::size_t count) {
+    throw error("the bytes of a batch of " + std::to_string(count) +
+                " images do not fit into a number");
+  }
+
+  // Pieces of an arena are multiples of its alignment.
+  static std::size_t piece_bytes(std::initializer_list<std::uint64_t> factors, std::size_t count) {
+    std::optional<std::uint64_t> bytes = count;
+    for (const std::uint64_t factor : factors) {
+      if (bytes) bytes = checked_multiply(*bytes, factor);
+    }
+    if (bytes) bytes = checked_align_up(*bytes, 64);
+    if (!bytes) fail_size(count);
+    return static_cast<std::size_t>(*bytes);
+  }
+  static std::size_t pixel_bytes(const sample_format& format, std::size_t count) {
+    return piece_bytes({format.height, format.width, format.channels, bits_of(format.type) / 8},
+                       count);
+  }
+  static std::size_t label_bytes(const label_format& labels, std::size_t count) {
+    return piece_bytes({labels.values(), sizeof(float)}, count);
+  }
+  static std::size_t index_bytes(std::size_t count) {
+    return piece_bytes({sizeof(std::uint64_t)}, count);
+  }
 
   sample_format format_;
   label_format label_format_;

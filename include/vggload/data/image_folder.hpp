@@ -130,6 +130,7 @@ class image_folder {
     if (folder == nullptr) detail::throw_system_error(path, "cannot list the folder", errno);
     std::vector<folder_item> items;
     errno = 0;
+    // NOLINTNEXTLINE(concurrency-mt-unsafe): no other thread has this stream
     while (const ::dirent* found = ::readdir(folder.get())) {
       const std::string_view name(found->d_name);
       if (name != "." && name != "..") items.push_back({std::string(name), found->d_type});
