@@ -109,12 +109,18 @@ class png_decoder {
   // The functions below run within `call_`: no object of theirs has a destructor.
 
   void read_header() {
-    const auto complain_of = [](png_structp png, png_const_charp message) {
-      of(::png_get_error_ptr(png)).complain(message);
-    };
-    // What is left to warn about, with the chunks below ignored, concerns the pixels.
     png_ = ::png_create_read_struct_2(
-        PNG_LIBPNG_VER_STRING, this, complain_of, complain_of, this,
+        PNG_LIBPNG_VER_STRING, this,
+        [](png_structp png, png_const_charp message) {
+          of(::png_get_error_ptr(png)).complain(message);
+        },
+        [](png_structp png, png_const_charp message) {
+          // Before the pixels, with the chunks below passed over, a warning is about transparency, which odd writers
+          // give too many bits; behind their start it is about them.
+          png_decoder& self = of(::png_get_error_ptr(png));
+          if (self.info_is_read_) self.complain(message);
+        },
+        this,
         [](png_structp png, png_alloc_size_t bytes) -> png_voidp {
           png_decoder& self = of(::png_get_mem_ptr(png));
           return self.call_.allocate(self.memory_, bytes);
@@ -132,6 +138,7 @@ class png_decoder {
     ::png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
     ::png_set_check_for_invalid_index(png_, -1);  // done below, with the numbers
     ::png_read_info(png_, info_);
+    info_is_read_ = true;
   }
 
   void choose_samples() {
@@ -254,6 +261,7 @@ class png_decoder {
   std::size_t position_ = 0;  // in the file
   png_structp png_ = nullptr;
   png_infop info_ = nullptr;
+  bool info_is_read_ = false;
   kind kind_ = kind::rgb;
   int passes_ = 1;
   std::size_t bytes_per_pixel_ = 0;
