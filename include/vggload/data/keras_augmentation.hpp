@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -268,7 +269,7 @@ class keras_augmentation {
 
   /// Writes what becomes of `image`, which has the format's size and channels: `into.size()` is format().values(), the
   /// order of the values [height, width, channels].
-  /// @throws error where the sizes differ, and what `memory` throws
+  /// @throws error where the sizes differ or a number is not one, and what `memory` throws
   void operator()(const image_view& image, const random_transform& drawn, scratch& memory,
                   std::span<float> into) const {
     if (image.height != format_.height || image.width != format_.width ||
@@ -276,6 +277,11 @@ class keras_augmentation {
       throw error("an image of " + describe(image.height, image.width, image.channels) + " and " +
                   std::to_string(into.size()) + " values, where " +
                   describe(format_.height, format_.width, format_.channels) + " are wanted");
+    }
+    for (const double value :
+         {drawn.rotation, drawn.height_shift, drawn.width_shift, drawn.shear, drawn.height_zoom,
+          drawn.width_zoom, drawn.channel_shift.value_or(0), drawn.brightness.value_or(0)}) {
+      check_number(value);
     }
     const detail::usual_rounding rounding;
     detail::keras::array_order order = transform(image, drawn, memory, into);
@@ -286,6 +292,17 @@ class keras_augmentation {
   static std::string describe(std::size_t height, std::size_t width, std::size_t channels) {
     return std::to_string(height) + " x " + std::to_string(width) + " pixels of " +
            std::to_string(channels) + " channels";
+  }
+
+  /// More than any image needs, and a place between pixels stays a number whose integer part is exact.
+  static void check_number(double value) {
+    constexpr double most = 1e9;
+    constexpr std::uint64_t magnitude = ~std::uint64_t{0} >> 1U;
+    // Compared as integers: with -ffast-math there are no NaNs that a comparison could find.
+    if ((std::bit_cast<std::uint64_t>(value) & magnitude) > std::bit_cast<std::uint64_t>(most)) {
+      throw error("a number of the augmentation is " + std::to_string(value) +
+                  ", and none beyond 1e9 has a meaning");
+    }
   }
 
   void check() const {
@@ -309,11 +326,7 @@ class keras_augmentation {
           options_.shear_range, options_.zoom_range.low, options_.zoom_range.high,
           options_.channel_shift_range, options_.fill_value, brightness.low, brightness.high,
           values_.rescale}) {
-      // More than any image needs, and far from where integers are no longer exact in a double.
-      if (!(std::abs(value) <= 1e9)) {
-        throw error("an augmentation's option is " + std::to_string(value) +
-                    ", where numbers up to 1e9 have a meaning");
-      }
+      check_number(value);
     }
     const bool coloured = values_.preprocessing == preprocessing::caffe ||
                           values_.preprocessing == preprocessing::torch;
