@@ -39,6 +39,7 @@
 #include <vggload/memory/ledger.hpp>
 #include <vggload/memory/memory_report.hpp>
 #include <vggload/memory/out_of_memory.hpp>
+#include <vggload/memory/page_resource.hpp>
 #include <vggload/memory/process_memory.hpp>
 #include <vggload/memory/reserving_host_resource.hpp>
 #include <vggload/memory/resource.hpp>

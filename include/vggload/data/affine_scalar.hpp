@@ -17,7 +17,7 @@ namespace vggload::detail {
 
 /// Where each pixel of the result is read: at row `row[0] * r + row[1] * c + row[2]` and column `column[0] * r +
 /// column[1] * c + column[2]`, for row r and column c of the result.
-struct affine_map {
+struct pull_back_map {
   std::array<double, 3> row;
   std::array<double, 3> column;
 };
@@ -119,14 +119,14 @@ class bordered_image {
 /// What all rows of a result have in common.
 struct affine_sampling {
   const bordered_image& image;
-  affine_map map;
+  pull_back_map map;
   fill_mode fill;
   float fill_value;
 };
 
 /// Where the row `r` of a result begins to be read: SciPy adds to the offset the row's share, then the column's.
 struct affine_row {
-  affine_row(const affine_map& map, std::size_t r) noexcept
+  affine_row(const pull_back_map& map, std::size_t r) noexcept
       : row(exact::sum(map.row[2], exact::product(static_cast<double>(r), map.row[0]))),
         column(exact::sum(map.column[2], exact::product(static_cast<double>(r), map.column[0]))) {}
 

@@ -18,7 +18,7 @@
 #include <vggload/data/image_workspace.hpp>
 #include <vggload/data/scratch.hpp>
 #include <vggload/data/sequence.hpp>
-#include <vggload/memory/host_resource.hpp>
+#include <vggload/memory/page_resource.hpp>
 #include <vggload/memory/resource.hpp>
 
 namespace vggload {
@@ -55,7 +55,7 @@ class image_sequence {
   using value_type = image_sample;
 
   /// `resource`: where the memory for making an image comes from; several threads may ask it at once.
-  template <host_accessible_resource Resource = host_resource>
+  template <host_accessible_resource Resource = page_resource>
   image_sequence(image_folder folder, Transform transform,
                  const image_sequence_options& options = {}, Resource resource = {})
       : folder_(std::move(folder)),

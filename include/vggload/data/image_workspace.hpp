@@ -10,7 +10,7 @@
 
 #include <vggload/data/image_decoder.hpp>
 #include <vggload/data/scratch.hpp>
-#include <vggload/memory/host_resource.hpp>
+#include <vggload/memory/page_resource.hpp>
 #include <vggload/memory/resource.hpp>
 
 namespace vggload {
@@ -30,7 +30,7 @@ class image_workspace_pool {
  public:
   /// `limit_bytes`: for the memory of each (scratch). The memory comes from `resource`, which several threads
   /// may ask at once.
-  template <host_accessible_resource Resource = host_resource>
+  template <host_accessible_resource Resource = page_resource>
   explicit image_workspace_pool(std::size_t limit_bytes, Resource resource = {})
       : shared_(std::make_shared<shared_state>()) {
     shared_->make = [limit_bytes, resource] {

@@ -69,8 +69,8 @@ using matrix = std::array<std::array<double, 3>, 3>;
 }
 
 /// The map of `apply_affine_transform`, or nothing where it leaves the image alone.
-[[nodiscard]] inline std::optional<affine_map> make_affine_map(const random_transform& drawn,
-                                                               image_size size) noexcept {
+[[nodiscard]] inline std::optional<pull_back_map> make_affine_map(const random_transform& drawn,
+                                                                  image_size size) noexcept {
   std::optional<matrix> composed;
   const auto append = [&](const matrix& next) {
     composed = composed ? dot(*composed, next) : next;
@@ -97,8 +97,8 @@ using matrix = std::array<std::array<double, 3>, 3>;
   const matrix centred = dot(dot({{{1, 0, x}, {0, 1, y}, {0, 0, 1}}}, *composed),
                              {{{1, 0, -x}, {0, 1, -y}, {0, 0, 1}}});
   // Keras swaps the axes here, and not for the centre: of an image that is not square it is a wrong one.
-  return affine_map{{centred[1][1], centred[1][0], centred[1][2]},
-                    {centred[0][1], centred[0][0], centred[0][2]}};
+  return pull_back_map{{centred[1][1], centred[1][0], centred[1][2]},
+                       {centred[0][1], centred[0][0], centred[0][2]}};
 }
 
 /// A value for each channel, repeated until it is whole vectors of four, for one, three and four channels.

@@ -29,7 +29,7 @@
 #include <vggload/data/nearest_resize.hpp>
 #include <vggload/data/numpy_random.hpp>
 #include <vggload/data/sequence.hpp>
-#include <vggload/memory/host_resource.hpp>
+#include <vggload/memory/page_resource.hpp>
 #include <vggload/memory/resource.hpp>
 
 namespace vggload {
@@ -62,7 +62,7 @@ class keras_batches {
 
   /// `resource`: where the memory for making an image comes from; several threads may ask it at once.
   /// @throws error where the options make no sense (keras_augmentation), or there are more than 2^32 - 1 images
-  template <host_accessible_resource Resource = host_resource>
+  template <host_accessible_resource Resource = page_resource>
   explicit keras_batches(image_folder folder, const keras_batches_options& options = {},
                          Resource resource = {})
       : folder_(std::move(folder)),

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include <vggload/core/checked.hpp>
-#include <vggload/memory/host_resource.hpp>
+#include <vggload/memory/page_resource.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 #include <vggload/memory/resource.hpp>
 
@@ -25,7 +25,7 @@ class scratch {
   static constexpr std::size_t alignment = 64;
 
   /// `limit_bytes`: of all pieces together. Allocates nothing yet.
-  template <host_accessible_resource Resource = host_resource>
+  template <host_accessible_resource Resource = page_resource>
   explicit scratch(std::size_t limit_bytes = std::numeric_limits<std::size_t>::max(),
                    Resource resource = {})
       : limit_(limit_bytes),
