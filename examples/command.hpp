@@ -181,8 +181,8 @@ class progress_bar {
     const int filled = percent * width / 100;
     std::string bar(static_cast<std::size_t>(filled), '#');
     bar.resize(width, '.');
-    std::fprintf(stderr, "\r%s [%s] %3d %% %.*s\033[K", doing_.c_str(), bar.c_str(), percent,
-                 static_cast<int>(beside.size()), beside.data());
+    std::fprintf(stderr, "\r%s [%s] %3d %% %s\033[K", doing_.c_str(), bar.c_str(), percent,
+                 std::string(beside).c_str());
     std::fflush(stderr);
   }
 
