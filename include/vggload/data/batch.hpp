@@ -67,10 +67,13 @@ class batched_sequence : public adapted_sequence<batched_sequence<Base>, Base> {
   [[nodiscard]] bool read(std::uint64_t epoch, std::size_t i, value_type& value) const {
     const std::size_t count = this->base_size();
     const std::size_t begin = i * items_;
-    const std::size_t wanted = last_ == last_batch::pad ? items_ : std::min(items_, count - begin);
+    const bool padded = last_ == last_batch::pad;
+    const std::size_t wanted = padded ? items_ : std::min(items_, count - begin);
     if constexpr (planned_sequence<base_type>) {
       value.clear();
     } else {
+      const std::size_t most = padded ? items_ : std::min(items_, count);
+      value.reserve(most);  // so that a place that began with a short batch need not grow later
       value.resize(wanted);
     }
     std::size_t filled = 0;

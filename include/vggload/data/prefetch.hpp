@@ -228,11 +228,11 @@ class prefetch_ring {
   /// A slot for the next element, where there are both.
   [[nodiscard]] slot* free_slot() noexcept {
     if (claim_index_ >= size_) return nullptr;  // until the epoch has ended
-    if (ordered_) {
-      slot& next = slots_[static_cast<std::size_t>(claimed_ % slots_.size())];
-      return next.stage == slot_stage::free ? &next : nullptr;
-    }
-    for (slot& each : slots_) {
+    // Out of order another slot may be free; begun at this one, so that all of them are soon filled once.
+    const auto turn = static_cast<std::size_t>(claimed_ % slots_.size());
+    const std::size_t candidates = ordered_ ? 1 : slots_.size();
+    for (std::size_t i = 0; i < candidates; ++i) {
+      slot& each = slots_[(turn + i) % slots_.size()];
       if (each.stage == slot_stage::free) return &each;
     }
     return nullptr;
