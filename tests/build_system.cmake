@@ -75,6 +75,10 @@ add_compile_fail_test(view_of_unknown_type "tensor_element")
 add_compile_fail_test(reader_without_read "weight_reader")
 add_compile_fail_test(ignored_allocation "nodiscard")
 add_compile_fail_test(views_of_temporary "deleted")
+add_compile_fail_test(adaptor_after_resume "comes last, just before it")
+add_compile_fail_test(sequence_without_epoch_end "no match for|invalid operands")
+add_compile_fail_test(map_out_of_planned_memory "must return void")
+add_compile_fail_test(prefetch_into_device_memory "host_accessible_resource")
 
 # Other people's projects.
 function(add_consumer_test name)

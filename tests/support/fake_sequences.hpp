@@ -12,8 +12,8 @@
 
 namespace test {
 
-/// The numbers 0 to count - 1, as plain values. Models no more than `sequence`, and is no epoch like the other: what it
-/// gives has the number of epochs that ended in its thousands.
+/// The numbers 0 to count - 1, as plain values. Models no more than `sequence`, and is no epoch like
+/// the other: what it gives has the number of epochs that ended in its thousands.
 struct numbers {
   using value_type = int;
 
@@ -95,7 +95,8 @@ class number_batch {
   std::vector<int> skipped_;
 };
 
-/// The same numbers once more, of a `planned_sequence`. `before` as above; what it refuses is listed in the batch.
+/// The same numbers once more, of a `planned_sequence`. `before` as above; what it refuses is listed in
+/// the batch.
 struct planned_numbers : epoch_numbers {
   using value_type = number_place;
   using epoch_numbers::epoch_numbers;

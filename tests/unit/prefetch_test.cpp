@@ -227,6 +227,21 @@ TEST_CASE("out of order, what is ready is given") {
   }
 }
 
+TEST_CASE("out of order, what has been ready for longest is given first") {
+  std::atomic<int> begun = 0;
+  auto pipeline = epoch_numbers(6, [&](std::uint64_t, std::size_t) { return ++begun > 0; }) |
+                  prefetch({.workers = 1, .slots = 3, .ordered = false});
+  for (int i = 0; i < 6; ++i) {
+    // One worker makes them ready in their order, each in the slot that the consumer left: of those
+    // before what waits.
+    CHECK(comes_true([&] { return begun == std::max(3, i + 2); }));
+    std::this_thread::sleep_for(5ms);
+    const int* value = pipeline.next();
+    REQUIRE(value != nullptr);
+    CHECK(*value == i);
+  }
+}
+
 TEST_CASE("out of order, each epoch is complete, and nothing of the next is in it") {
   for (const prefetch_options& given_options : all_options) {
     prefetch_options options = given_options;

@@ -503,8 +503,8 @@ TEST_CASE("a random order depends on seed and epoch, and on nothing else") {
     for (std::uint64_t epoch = 0; epoch < 40; ++epoch) orders.insert(listed(seed, epoch, 50));
   }
   CHECK(orders.size() == 1600);
-  // Two orders agree at one place on average, as those that have nothing to do with each other do: the number of places
-  // is then Poisson's with a mean of 1 (a variance of 1), of 400 pairs 400 +- 20.
+  // Two orders agree at one place on average, as those that have nothing to do with each other do: the
+  // number of places is then Poisson's with a mean of 1 (a variance of 1), of 400 pairs 400 +- 20.
   int agreeing = 0;
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
     for (std::uint64_t epoch = 0; epoch < 20; ++epoch) {
@@ -517,8 +517,9 @@ TEST_CASE("a random order depends on seed and epoch, and on nothing else") {
 }
 
 TEST_CASE("all random orders of a few numbers are equally frequent") {
-  // Pearson's chi-squared of n! cells with 200 in each: mean n! - 1, variance 2 (n! - 1). What is checked is that it lies
-  // within five standard deviations; the draws are fixed, so it is no test that fails now and then.
+  // Pearson's chi-squared of n! cells with 200 in each: mean n! - 1, variance 2 (n! - 1). What is
+  // checked is that it lies within five standard deviations; the draws are fixed, so it is no test that
+  // fails now and then.
   for (std::uint64_t size = 2; size <= 6; ++size) {
     std::map<std::vector<std::uint64_t>, int> counts;
     int cells = 1;
@@ -600,7 +601,8 @@ TEST_CASE("shuffle gives every item once an epoch, in another order each time") 
 }
 
 TEST_CASE("shards are those of torch's DistributedSampler") {
-  // list(DistributedSampler(range(n), num_replicas=world, rank=rank, shuffle=False, drop_last=drop)), torch 2
+  // list(DistributedSampler(range(n), num_replicas=world, rank=rank, shuffle=False, drop_last=drop)),
+  // torch 2
   struct row {
     std::size_t count;
     std::size_t world;

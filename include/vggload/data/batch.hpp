@@ -62,8 +62,8 @@ class batched_sequence : public adapted_sequence<batched_sequence<Base>, Base> {
     return count / items_ + (rest ? 1 : 0);
   }
 
-  /// What is skipped leaves a batch with fewer items. One that loses all of them is empty, and is given all the same: it
-  /// can say what was skipped.
+  /// What is skipped leaves a batch with fewer items. One that loses all of them is empty, and is given
+  /// all the same: it can say what was skipped.
   [[nodiscard]] bool read(std::uint64_t epoch, std::size_t i, value_type& value) const {
     const std::size_t count = this->base_size();
     const std::size_t begin = i * items_;

@@ -58,9 +58,9 @@ class mapped_sequence : public adapted_sequence<mapped_sequence<Base, Function>,
   Function function_;
 };
 
-/// Applies `function` to every value: in place where it takes a `value&` and returns void, else to what it returns. (The
-/// latter makes a value for each call, and so allocates where making one does.) Called from several threads at once where
-/// there are workers; what is skipped does not reach it.
+/// Applies `function` to every value: in place where it takes a `value&` and returns void, else to what
+/// it returns. (The latter makes a value for each call, and so allocates where making one does.) Called
+/// from several threads at once where there are workers; what is skipped does not reach it.
 template <class Function>
 [[nodiscard]] auto map(Function function) {
   return sequence_adaptor{[function = std::move(function)]<class S>(S&& values) {

@@ -35,10 +35,11 @@ inline constexpr unsigned largest_worker_count = 1024;
 struct prefetch_options {
   /// Threads that fill slots. With 0 nothing is read ahead: the consumer's own thread fills its one slot.
   unsigned workers = std::max(1U, std::thread::hardware_concurrency());
-  /// Values that there is memory for, the one that the consumer has included. 0: two more than workers. Workers beyond
-  /// the number of slots would have nothing to do and are not started.
+  /// Values that there is memory for, the one that the consumer has included. 0: two more than workers.
+  /// Workers beyond the number of slots would have nothing to do and are not started.
   std::size_t slots = 0;
-  /// In the sequence's order; else within an epoch as they become ready, for consumers to whom the order means nothing.
+  /// In the sequence's order; else within an epoch as they become ready, for consumers to whom the
+  /// order means nothing.
   bool ordered = true;
 };
 
@@ -53,9 +54,9 @@ namespace detail {
 
 /// The slots, the workers and what they share. Stays where it is, since the workers refer to it.
 ///
-/// A worker takes the next element of the sequence and a free slot in one step. So elements are begun in their order, the
-/// earliest that the consumer lacks has a slot, and nobody can wait for somebody who waits for him. In order, element n of
-/// all epochs together is in slot n modulo their number.
+/// A worker takes the next element of the sequence and a free slot in one step. So elements are begun
+/// in their order, the earliest that the consumer lacks has a slot, and nobody can wait for somebody
+/// who waits for him. In order, element n of all epochs together is in slot n modulo their number.
 template <class S, class Resource>
 class prefetch_ring {
   using base_type = std::remove_reference_t<S>;
@@ -93,10 +94,8 @@ class prefetch_ring {
       ++given_;
       ++taken_;
       if (held_->failure) {
-        const std::exception_ptr failure = std::exchange(held_->failure, nullptr);
-        release_held();
         lock.unlock();
-        std::rethrow_exception(failure);
+        std::rethrow_exception(std::exchange(held_->failure, nullptr));
       }
       if (!held_->skipped) {
         ++statistics_.values;
@@ -199,7 +198,7 @@ class prefetch_ring {
 
   /// Where all elements of an epoch were taken, and those of the next can be.
   void begin_next_epoch() noexcept {
-    if (epoch_sequence<base_type> && claim_index_ == size_ && size_ > 0) {
+    if (epoch_sequence<base_type> && claim_index_ == size_) {
       ++claim_epoch_;
       claim_index_ = 0;
     }
@@ -323,7 +322,8 @@ class prefetch_ring {
 
 }  // namespace detail
 
-/// A sequence that is read ahead, see `prefetch`. For one consumer, one thread at a time. Moves, never copies.
+/// A sequence that is read ahead, see `prefetch`. For one consumer, one thread at a time. Moves, never
+/// copies.
 template <class S, class Resource>
 class prefetched_sequence {
   using ring = detail::prefetch_ring<S, Resource>;
@@ -337,9 +337,9 @@ class prefetched_sequence {
       : ring_(std::make_unique<ring>(std::forward<S>(values), options, std::move(resource),
                                      std::move(ledger))) {}
 
-  /// The next value, which the consumer may change, until the next call; nullptr once at the end of each epoch, after the
-  /// sequence's `on_epoch_end()`. Throws what the element or `on_epoch_end()` threw, and can be called again: the next element, or
-  /// the next epoch, follows.
+  /// The next value, which the consumer may change, until the next call; nullptr once at the end of
+  /// each epoch, after the sequence's `on_epoch_end()`. Throws what the element or `on_epoch_end()`
+  /// threw, and can be called again: the next element, or the next epoch, follows.
   [[nodiscard]] value_type* next() { return ring_->next(); }
 
   /// Shows a value until the next step.
@@ -369,8 +369,9 @@ class prefetched_sequence {
   [[nodiscard]] iterator begin() { return iterator(*ring_); }
   [[nodiscard]] static std::default_sentinel_t end() noexcept { return {}; }
 
-  /// Where to go on (`resume_from`) when everything that was given is done with, the value that is shown included. Not in
-  /// order: at the first that was not given, so some behind it will be given again.
+  /// Where to go on (`resume_from`) when everything that was given is done with, the value that is
+  /// shown included. Not in order: at the first that was not given, so some behind it will be given
+  /// again.
   [[nodiscard]] sequence_state state() const { return ring_->state(); }
 
   /// Of a whole epoch.
@@ -389,15 +390,17 @@ class prefetched_sequence {
   std::unique_ptr<ring> ring_;
 };
 
-/// Reads a sequence ahead with `options.workers` threads, into `options.slots` slots that are filled again and again. The slots of a
-/// `planned_sequence` are one block of `resource`, of exactly the planned bytes, entered in `ledger` as "prefetch"; others
-/// are plain values. From then on only what the sequence itself needs is allocated.
+/// Reads a sequence ahead with `options.workers` threads, into `options.slots` slots that are filled
+/// again and again. The slots of a `planned_sequence` are one block of `resource`, of exactly the
+/// planned bytes, entered in `ledger` as "prefetch"; others are plain values. From then on only what
+/// the sequence itself needs is allocated.
 ///
-/// Workers wait when all slots are full. They begin the next epoch while the consumer finishes one, if the sequence knows
-/// its epochs (`epoch_sequence`); if not, they wait for its `on_epoch_end()`, which the consumer's thread calls. Elements
-/// that are skipped are left out. An element's error comes at its turn. To end, at any moment, destroy it: the workers finish the
-/// elements that they are at.
-/// @throws error where more than `largest_worker_count` workers are asked for, and what the resource throws
+/// Workers wait when all slots are full. They begin the next epoch while the consumer finishes one, if
+/// the sequence knows its epochs (`epoch_sequence`); if not, they wait for its `on_epoch_end()`, which
+/// the consumer's thread calls. Elements that are skipped are left out. An element's error comes at its
+/// turn. To end, at any moment, destroy it: the workers finish the elements that they are at.
+/// @throws error where more than `largest_worker_count` workers are asked for, and what the resource
+/// throws
 template <host_accessible_resource Resource = host_resource>
 [[nodiscard]] auto prefetch(const prefetch_options& options = {}, Resource resource = {},
                             std::shared_ptr<memory_ledger> ledger = nullptr) {

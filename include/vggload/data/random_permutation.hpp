@@ -11,13 +11,14 @@
 
 namespace vggload {
 
-/// A random order of the numbers below `size` that takes no memory: each place is computed by itself, in time that does
-/// not depend on the size. It is a function of (seed, epoch, size) and nothing else.
+/// A random order of the numbers below `size` that takes no memory: each place is computed by itself,
+/// in time that does not depend on the size. It is a function of (seed, epoch, size) and nothing else.
 ///
-/// A Feistel network permutes the numbers of 2b bits: of the halves (left, right) a round makes (right, left ^ f(right)),
-/// which can be undone whatever f is (Luby and Rackoff, 1988); f is `counter_random::mix` with a key for each round. 2b is as
-/// few bits as `size` needs, so that a number that lies beyond it can be permuted once more until one does not, fewer than
-/// four times on average (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Halves have at
+/// A Feistel network permutes the numbers of 2b bits: of the halves (left, right) a round makes (right,
+/// left ^ f(right)), which can be undone whatever f is (Luby and Rackoff, 1988); f is
+/// `counter_random::mix` with a key for each round. 2b is as few bits as `size` needs, so that a number
+/// that lies beyond it can be permuted once more until one does not, fewer than four times on average
+/// (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Halves have at
 /// least 4 bits: on fewer, a network reaches only some of the permutations.
 class random_permutation {
  public:

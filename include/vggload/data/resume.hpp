@@ -70,10 +70,11 @@ class resumed_sequence : public adapted_sequence<resumed_sequence<Base>, Base> {
   std::uint64_t batch_ = 0;
 };
 
-/// Goes on where a sequence was left: in the state's epoch, of which a loop or `prefetch` gives what comes from the state's
-/// batch on; later epochs are whole. Indices stay what they are, `[i]` is the i-th of the whole epoch. Comes last, just before
-/// `prefetch`. A sequence that does not know its epochs must be as it was at the first one: its `on_epoch_end()` is called once
-/// for each of those that were.
+/// Goes on where a sequence was left: in the state's epoch, of which a loop or `prefetch` gives what
+/// comes from the state's batch on; later epochs are whole. Indices stay what they are, `[i]` is the
+/// i-th of the whole epoch. Comes last, just before `prefetch`. A sequence that does not know its
+/// epochs must be as it was at the first one: its `on_epoch_end()` is called once for each of those
+/// that were.
 /// @throws error where the state is not of this sequence: another seed, a batch beyond its epoch's end
 [[nodiscard]] inline auto resume_from(const sequence_state& state) {
   return sequence_adaptor{

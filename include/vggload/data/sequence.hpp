@@ -17,9 +17,9 @@
 
 namespace vggload {
 
-/// What `sequence[i]` gives: something that is called with the caller's value and fills it, or else a plain value
-/// that is assigned to it. A call returns nothing, or a bool where false says that this one is to be skipped: its value is
-/// not given to anybody.
+/// What `sequence[i]` gives: something that is called with the caller's value and fills it, or else a
+/// plain value that is assigned to it. A call returns nothing, or a bool where false says that this one
+/// is to be skipped: its value is not given to anybody.
 template <class Element, class Value>
 concept element_of = (std::invocable<Element, Value&> &&
                       (std::same_as<std::invoke_result_t<Element, Value&>, void> ||
@@ -28,11 +28,11 @@ concept element_of = (std::invocable<Element, Value&> &&
 
 /// What there is in an epoch, by number (Keras' `Sequence`, torch's map-style `Dataset`).
 ///
-/// - `S::value_type`: an item or a batch. The one who asks has it and gives it to be filled, again and again, so that its
-///   memory is taken once.
+/// - `S::value_type`: an item or a batch. The one who asks has it and gives it to be filled, again and
+///   again, so that its memory is taken once.
 /// - `size()`: how many there are in an epoch. Changes in `on_epoch_end` only.
-/// - `sequence[i]` of a const sequence: an `element_of<value_type>`, to be used at once. For workers, from several
-///   threads at once.
+/// - `sequence[i]` of a const sequence: an `element_of<value_type>`, to be used at once. For workers,
+///   from several threads at once.
 /// - `on_epoch_end()`: called once after each epoch, never together with another call.
 template <class S>
 concept sequence = requires(S& values, const S& fixed, std::size_t i) {
@@ -42,11 +42,12 @@ concept sequence = requires(S& values, const S& fixed, std::size_t i) {
   values.on_epoch_end();
 };
 
-/// A sequence that knows its epochs by number, so that the next can begin while one ends. What is random in it
-/// depends on a seed, the epoch and the index, and on nothing else.
+/// A sequence that knows its epochs by number, so that the next can begin while one ends. What is
+/// random in it depends on a seed, the epoch and the index, and on nothing else.
 ///
-/// - `element(epoch, i)`: the i-th of any epoch; `sequence[i]` is that of `epoch()`. From several threads at once, and
-///   together with `on_epoch_end` and `set_epoch`: looks at nothing that they change.
+/// - `element(epoch, i)`: the i-th of any epoch; `sequence[i]` is that of `epoch()`. From several
+///   threads at once, and together with `on_epoch_end` and `set_epoch`: looks at nothing that they
+///   change.
 /// - `size()` is the same for all epochs.
 /// - `on_epoch_end()` goes on to the next epoch, `set_epoch(epoch)` to any.
 template <class S>
@@ -60,8 +61,9 @@ concept epoch_sequence = sequence<S> &&
 /// A sequence whose values lie in memory of a size that is known beforehand.
 ///
 /// - `storage_bytes(n)`: bytes that n values take in an arena, a multiple of its alignment of 64.
-/// - `make_storage(arena, n)`: takes them and returns the storage, whose `[i]` is a value, or refers to one. The
-///   storage has the same type for arenas of every resource. It must not outlive the arena, and values not the storage.
+/// - `make_storage(arena, n)`: takes them and returns the storage, whose `[i]` is a value, or refers to
+///   one. The storage has the same type for arenas of every resource. It must not outlive the arena,
+///   and values not the storage.
 template <class S>
 concept planned_sequence = sequence<S> &&
     requires(const S& fixed, std::size_t n, arena<host_resource>& memory) {
@@ -81,8 +83,8 @@ inline constexpr bool is_vector<std::vector<T, Allocator>> = true;
 
 }  // namespace detail
 
-/// A storage that keeps its places when it says how many of them are filled: `resize(n)` up to as many as it was
-/// made with, `clear()` forgets all. (A std::vector would destroy them.)
+/// A storage that keeps its places when it says how many of them are filled: `resize(n)` up to as many
+/// as it was made with, `clear()` forgets all. (A std::vector would destroy them.)
 template <class Storage>
 concept batch_storage = !detail::is_vector<Storage> && requires(Storage & storage, std::size_t n) {
   storage[n];
@@ -119,7 +121,8 @@ bool read_element(const S& values, std::size_t i, sequence_value_t<S>& value) {
   return fill_from(values[i], value);
 }
 
-/// Fills `value` with the i-th of `epoch`, which is not looked at where the sequence does not know its epochs.
+/// Fills `value` with the i-th of `epoch`, which is not looked at where the sequence does not know its
+/// epochs.
 template <sequence S>
 bool read_element(const S& values, [[maybe_unused]] std::uint64_t epoch, std::size_t i,
                   sequence_value_t<S>& value) {
@@ -144,8 +147,8 @@ concept has_seed = requires(const S& values) {
 
 }  // namespace detail
 
-/// Where the sequence stands between two epochs: its `state()` where it has one (every adaptor has), else its `seed()` and
-/// `epoch()` where it has these, and 0.
+/// Where the sequence stands between two epochs: its `state()` where it has one (every adaptor has),
+/// else its `seed()` and `epoch()` where it has these, and 0.
 template <sequence S>
 [[nodiscard]] sequence_state state_of(const S& values) {
   if constexpr (detail::has_state<S>) {
@@ -205,8 +208,8 @@ class value_place<S> {
 
 }  // namespace detail
 
-/// Goes through one epoch. An input iterator that has the memory of the one value that it shows; at the epoch's end it calls
-/// `on_epoch_end()`. Refers to the sequence.
+/// Goes through one epoch. An input iterator that has the memory of the one value that it shows; at the
+/// epoch's end it calls `on_epoch_end()`. Refers to the sequence.
 template <sequence S>
 class element_iterator {
  public:
@@ -258,8 +261,8 @@ class element_iterator {
   std::unique_ptr<loop> loop_;
 };
 
-/// One epoch of a sequence for range-for: `for (auto& value : elements(values))`. Values that are skipped are left
-/// out. The adaptors are such ranges themselves. Owns what it is given by value.
+/// One epoch of a sequence for range-for: `for (auto& value : elements(values))`. Values that are
+/// skipped are left out. The adaptors are such ranges themselves. Owns what it is given by value.
 template <class S>
 class element_range {
  public:
@@ -329,10 +332,10 @@ class adapted_element {
 
 }  // namespace detail
 
-/// What the adaptors have in common: a base for classes that are sequences over another one (`Base`, or `Base&` where it
-/// is only referred to). Knows epochs where the other does, and has planned memory where the other has.
-/// `Adapted` derives from it and has `value_type`, `size()` and `read(epoch, i, value)`, which fills the value and returns false
-/// where it is to be skipped.
+/// What the adaptors have in common: a base for classes that are sequences over another one (`Base`, or
+/// `Base&` where it is only referred to). Knows epochs where the other does, and has planned memory
+/// where the other has. `Adapted` derives from it and has `value_type`, `size()` and `read(epoch, i,
+/// value)`, which fills the value and returns false where it is to be skipped.
 template <class Adapted, class Base>
 class adapted_sequence {
  public:

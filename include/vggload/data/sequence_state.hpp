@@ -12,8 +12,8 @@
 
 namespace vggload {
 
-/// Where in its epochs a sequence is. With the sequence itself, built again in the same way, this is all that is
-/// needed to go on as if nothing had happened (`resume_from`).
+/// Where in its epochs a sequence is. With the sequence itself, built again in the same way, this is
+/// all that is needed to go on as if nothing had happened (`resume_from`).
 struct sequence_state {
   std::uint64_t seed = 0;   // of the sequence, 0 where it has none: not used, but compared
   std::uint64_t epoch = 0;  // the first is 0

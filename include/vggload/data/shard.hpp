@@ -54,8 +54,9 @@ class sharded_sequence : public adapted_sequence<sharded_sequence<Base>, Base> {
   uneven_shards uneven_;
 };
 
-/// Gives each of `world` processes every `world`-th item, from its `rank` on, and all of them equally many: the items of
-/// torch's `DistributedSampler`. Shuffle before: shards are disjoint if all ranks have the same seed.
+/// Gives each of `world` processes every `world`-th item, from its `rank` on, and all of them equally
+/// many: the items of torch's `DistributedSampler`. Shuffle before: shards are disjoint if all ranks
+/// have the same seed.
 /// @throws error where `rank` is not below `world`
 [[nodiscard]] inline auto shard(std::size_t rank, std::size_t world,
                                 uneven_shards uneven = uneven_shards::pad) {

@@ -37,8 +37,9 @@ class shuffled_sequence : public adapted_sequence<shuffled_sequence<Base>, Base>
   std::uint64_t seed_;
 };
 
-/// Puts an epoch into a random order that depends on `seed` and the epoch's number alone (`random_permutation`): no list of
-/// indices is kept, and every process that has the seed has the order.
+/// Puts an epoch into a random order that depends on `seed` and the epoch's number alone
+/// (`random_permutation`): no list of indices is kept, and every process that has the seed has the
+/// order.
 [[nodiscard]] inline auto shuffle(std::uint64_t seed) {
   return sequence_adaptor{
       [seed]<class S>(S&& values) { return shuffled_sequence<S>(std::forward<S>(values), seed); }};
