@@ -61,7 +61,8 @@ struct number_place {
 /// A batch like those of images: its memory is an arena's, and its places refer to it.
 class number_batch {
  public:
-  static std::size_t bytes(std::size_t count) { return (count * sizeof(int) + 63) / 64 * 64; }
+  /// Not rounded: the next batch begins behind a gap.
+  static std::size_t bytes(std::size_t count) { return count * sizeof(int); }
 
   template <class Arena>
   number_batch(Arena& arena, std::size_t count) : capacity_(count) {

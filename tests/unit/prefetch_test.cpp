@@ -278,7 +278,7 @@ TEST_CASE("the slots are one block of exactly the planned bytes, in the ledger")
     CHECK(book.blocks[0].bytes == 5 * 128);
     CHECK(book.blocks[0].kind == memory_kind::host);
     CHECK(book.pieces.size() == 5);
-    CHECK(book.live_bytes == 5 * 128);
+    CHECK(book.live_bytes == 5 * 80);
   }
   CHECK(counts.bytes_in_use == 0);
   CHECK(ledger->live_bytes() == 0);

@@ -227,11 +227,10 @@ class prefetch_ring {
   /// A slot for the next element, where there are both.
   [[nodiscard]] slot* free_slot() noexcept {
     if (claim_index_ >= size_) return nullptr;  // until the epoch has ended
-    // Out of order another slot may be free; begun at this one, so that all of them are soon filled once.
-    const auto turn = static_cast<std::size_t>(claimed_ % slots_.size());
-    const std::size_t candidates = ordered_ ? 1 : slots_.size();
-    for (std::size_t i = 0; i < candidates; ++i) {
-      slot& each = slots_[(turn + i) % slots_.size()];
+    // In order, slots become free in turn. Out of order it may be another one, and beginning at this one
+    // lets all of them be filled once soon.
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      slot& each = slots_[static_cast<std::size_t>((claimed_ + i) % slots_.size())];
       if (each.stage == slot_stage::free) return &each;
     }
     return nullptr;

@@ -60,7 +60,7 @@ concept epoch_sequence = sequence<S> &&
 
 /// A sequence whose values lie in memory of a size that is known beforehand.
 ///
-/// - `storage_bytes(n)`: bytes that n values take in an arena, a multiple of its alignment of 64.
+/// - `storage_bytes(n)`: bytes that n values take in an arena.
 /// - `make_storage(arena, n)`: takes them and returns the storage, whose `[i]` is a value, or refers to
 ///   one. The storage has the same type for arenas of every resource. It must not outlive the arena,
 ///   and values not the storage.
