@@ -86,7 +86,7 @@ class jpeg_memory : public jpeg_memory_mgr {
   template <class Rows>
   Rows allocate_rows(JDIMENSION elements, JDIMENSION count) noexcept {
     const std::size_t bytes = row_bytes<Rows>(elements);
-    const auto rows = static_cast<Rows>(allocate(count * sizeof(*Rows{})));
+    const auto rows = static_cast<Rows>(allocate(count * sizeof(void*)));
     // One row's end may be written past by less than a vector: what lies behind the last is ours too.
     auto* const storage = static_cast<std::byte*>(allocate(bytes * count + scratch::alignment));
     for (JDIMENSION y = 0; y < count; ++y) {

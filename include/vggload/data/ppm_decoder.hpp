@@ -156,7 +156,7 @@ class ppm_decoder {
 
   void read_bits(std::uint8_t* row, std::size_t width) noexcept {
     for (std::size_t x = 0; x < width; ++x) {
-      const unsigned bit = file_.u8(position_ + x / 8) >> (7 - x % 8) & 1U;
+      const unsigned bit = unsigned{file_.u8(position_ + x / 8)} >> (7 - x % 8) & 1U;
       row[x] = bit == 0 ? 255 : 0;
     }
     position_ += (width + 7) / 8;
