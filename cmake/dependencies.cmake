@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
-# Every dependency is looked for on the machine first and fetched second. To keep a build from fetching, set
-# FETCHCONTENT_FULLY_DISCONNECTED or FETCHCONTENT_SOURCE_DIR_<NAME>, CMake's own switches.
+# Every dependency but the image libraries is looked for on the machine first and fetched second. To keep a build from
+# fetching, set FETCHCONTENT_FULLY_DISCONNECTED or FETCHCONTENT_SOURCE_DIR_<NAME>, CMake's own switches.
 include(FetchContent)
 
 # JSON headers and indexes (MIT licence).
@@ -57,33 +57,16 @@ macro(vggload_dependency_protozero)
   endif()
 endmacro()
 
-# JPEG (BSD and IJG licences). Upstream's build refuses to be part of another, so it is found or the build stops.
-macro(vggload_dependency_jpeg)
+# JPEG (BSD and IJG licences) and PNG (libpng licence). They are not fetched: libjpeg-turbo's build refuses to be part of
+# another, and who decodes images has both.
+macro(vggload_dependency_image_libraries)
   find_package(JPEG QUIET)
-  if(NOT TARGET JPEG::JPEG)
+  find_package(PNG 1.6 QUIET)
+  if(NOT TARGET JPEG::JPEG OR NOT TARGET PNG::PNG)
     message(
       FATAL_ERROR
-        "VGGLOAD_IMAGES is ON and there is no libjpeg-turbo: install it (libjpeg-dev on Debian and Ubuntu), point "
-        "CMAKE_PREFIX_PATH to it, or set VGGLOAD_IMAGES to OFF")
-  endif()
-endmacro()
-
-# PNG (libpng licence).
-macro(vggload_dependency_png)
-  find_package(PNG 1.6 QUIET)
-  if(NOT TARGET PNG::PNG)
-    set(PNG_SHARED OFF)
-    set(PNG_TESTS OFF)
-    set(PNG_TOOLS OFF)
-    FetchContent_Declare(
-      png
-      GIT_REPOSITORY https://github.com/pnggroup/libpng.git
-      GIT_TAG v1.6.44
-      GIT_SHALLOW ON)
-    FetchContent_MakeAvailable(png)
-    # libpng's own target does not carry its include folders within another build.
-    target_include_directories(png_static INTERFACE ${png_SOURCE_DIR} ${png_BINARY_DIR})
-    add_library(PNG::PNG ALIAS png_static)
+        "VGGLOAD_IMAGES is ON and libjpeg-turbo or libpng is missing: install them (libjpeg-dev and libpng-dev on Debian "
+        "and Ubuntu), say where they are in CMAKE_PREFIX_PATH, or set VGGLOAD_IMAGES to OFF")
   endif()
 endmacro()
 

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include <doctest/doctest.h>
+#include <zlib.h>
 
 #include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
@@ -162,7 +163,28 @@ std::size_t segment_bytes(std::string_view jpeg, std::size_t at) {
          static_cast<unsigned char>(jpeg[at + 3]);
 }
 
-/// A BMP of no palette, or a PGM, that only claims a size.
+std::string big_endian(std::uint32_t value) {
+  std::string bytes;
+  for (int shift = 24; shift >= 0; shift -= 8) bytes += static_cast<char>(value >> shift & 0xFFU);
+  return bytes;
+}
+
+/// What stands behind a PNG's chunk of this type and these data.
+std::string sum_of(std::string_view chunk) {
+  return big_endian(static_cast<std::uint32_t>(
+      crc32(0, reinterpret_cast<const Bytef*>(chunk.data()), static_cast<uInt>(chunk.size()))));
+}
+
+std::string compressed(std::string_view bytes) {
+  std::string packed(compressBound(bytes.size()), '\0');
+  uLongf size = packed.size();
+  REQUIRE(compress(reinterpret_cast<Bytef*>(packed.data()), &size,
+                   reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()) == Z_OK);
+  packed.resize(size);
+  return packed;
+}
+
+/// A BMP that only claims a size.
 std::string bmp_header(std::uint32_t width, std::uint32_t height) {
   std::string file = "BM";
   const auto number = [&file](std::uint32_t value, int bytes) {
@@ -267,6 +289,7 @@ TEST_CASE("colours are converted by the rules of Pillow's, in numbers") {
   CHECK(luma({255, 0, 0}) == 76);   // 76.24
   CHECK(luma({0, 255, 0}) == 150);  // 149.69
   CHECK(luma({0, 0, 255}) == 29);   // 29.07
+  CHECK(luma({0, 52, 184}) == 52);  // 51.5
   for (unsigned value = 0; value < 256; ++value) {
     CHECK(luma(detail::grey_pixel(static_cast<std::uint8_t>(value))) == value);
   }
@@ -400,6 +423,54 @@ TEST_CASE("each bit of a PNG counts") {
   }
   CHECK(decode.refusal(image_file("png_rgb_8.png").replace(41, 1, "x")) ==
         "image: libpng: gAMA: CRC error");
+}
+
+TEST_CASE("pixels of a PNG that are not what was compressed, under a sum that is right") {
+  decoding decode;
+  const std::string whole = image_file("png_rgb_8.png");
+  const std::size_t first = whole.find("IDAT");
+  const std::size_t second = whole.find("IDAT", first + 1);
+  const std::size_t end = whole.find("tEXt") - 8;
+  std::string damaged = whole.substr(0, end);
+  damaged[end - 1] = static_cast<char>(damaged[end - 1] ^ 1);  // of zlib's sum over the pixels
+  const std::string chunk = damaged.substr(second);
+  damaged += sum_of(chunk) + whole.substr(end + 4);
+  CHECK(decode.refusal(damaged).starts_with("image: libpng: IDAT: "));
+}
+
+TEST_CASE("a PNG of more pixels than it says") {
+  decoding decode;
+  const auto one_pixel = [](std::string_view rows) {
+    std::string file = "\x89PNG\r\n\x1A\n";
+    const auto add = [&file](const std::string& chunk) {
+      file += big_endian(static_cast<std::uint32_t>(chunk.size() - 4)) + chunk + sum_of(chunk);
+    };
+    add("IHDR" + big_endian(1) + big_endian(1) + std::string("\x08\0\0\0\0", 5));
+    add("IDAT" + compressed(rows));
+    add("IEND");
+    return file;
+  };
+  using namespace std::string_view_literals;
+  CHECK(*decode(one_pixel("\0\x55"sv)).row(0) == 0x55);
+  CHECK(decode.refusal(one_pixel("\0\x55\0\x66"sv)) == "image: libpng: IDAT: Too much image data");
+  CHECK(decode.refusal(one_pixel("\0"sv)).starts_with("image: libpng: "));
+}
+
+TEST_CASE("texts and profiles in a PNG take no memory, however large they are") {
+  decoding decode;
+  const std::string whole = image_file("png_rgb_8.png");
+  CHECK(decode(whole).height == 25);
+  const std::size_t peak = decode.memory.peak();
+  const std::string zeros = compressed(std::string(4'000'000, '\0'));
+  const std::string text = std::string("zTXtComment\0", 13) + zeros;
+  const std::string profile = std::string("iCCPprofile\0", 13) + zeros;
+  std::string file = whole.substr(0, 33);
+  for (const std::string& chunk : {text, profile}) {
+    file += big_endian(static_cast<std::uint32_t>(chunk.size() - 4)) + chunk + sum_of(chunk);
+  }
+  file += whole.substr(33);
+  check_pixels("with texts", decode(file), "png_rgb_8.png");
+  CHECK(decode.memory.peak() == peak);
 }
 
 TEST_CASE("ten thousand damaged images: each is an error, or an image of some pixels") {
