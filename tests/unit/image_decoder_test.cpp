@@ -462,8 +462,8 @@ TEST_CASE("texts and profiles in a PNG take no memory, however large they are") 
   CHECK(decode(whole).height == 25);
   const std::size_t peak = decode.memory.peak();
   const std::string zeros = compressed(std::string(4'000'000, '\0'));
-  const std::string text = std::string("zTXtComment\0", 13) + zeros;
-  const std::string profile = std::string("iCCPprofile\0", 13) + zeros;
+  const std::string text = std::string("zTXtComment\0\0", 13) + zeros;
+  const std::string profile = std::string("iCCPprofile\0\0", 13) + zeros;
   std::string file = whole.substr(0, 33);
   for (const std::string& chunk : {text, profile}) {
     file += big_endian(static_cast<std::uint32_t>(chunk.size() - 4)) + chunk + sum_of(chunk);
