@@ -97,7 +97,7 @@ double images_per_second(Batches& batches, unsigned workers) {
 int main(int argc, char** argv) try {
   if (argc != 4) return 2;
   const std::string_view mode = argv[1];
-  const auto workers = static_cast<unsigned>(std::atoi(argv[3]));
+  const auto workers = static_cast<unsigned>(std::strtoul(argv[3], nullptr, 10));
   image_folder folder(argv[2]);
   const augmentation changes{.shear_range = 0.2, .zoom_range = {0.8, 1.2}, .horizontal_flip = true};
   const normalisation values{.rescale = 1.0 / 255};

@@ -124,7 +124,7 @@ void make_batches(Batches& batches, const Source& source, const options& wanted,
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   CLI::App app("Goes through the batches of an image folder, and says how fast that is.");
   options wanted;
   command::add_image_options(app, wanted.images);
@@ -152,4 +152,6 @@ int main(int argc, char** argv) {
       make_batches(batches, source, wanted, interrupted);
     });
   });
+} catch (...) {
+  return command::report_error("make_batches");
 }

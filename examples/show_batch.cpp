@@ -76,7 +76,7 @@ class contact_sheet {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   CLI::App app("Draws a batch of augmented images as one PNG.");
   command::image_options wanted;
   std::string output;
@@ -113,4 +113,6 @@ int main(int argc, char** argv) {
       }
     });
   });
+} catch (...) {
+  return command::report_error("show_batch");
 }

@@ -56,7 +56,7 @@ struct positions {
     second = _mm256_add_epi64(second, eight_steps);
   }
   /// As `rounded_position`, of pixels 0 to 7. The upper halves, where the sign is, are not used.
-  [[gnu::always_inline]] VGGLOAD_AVX2 __m256i rounded() const noexcept {
+  [[nodiscard, gnu::always_inline]] VGGLOAD_AVX2 __m256i rounded() const noexcept {
     constexpr int dropped = affine_map::fraction_bits - weight_bits;
     return _mm256_castps_si256(
         _mm256_shuffle_ps(_mm256_castsi256_ps(_mm256_srli_epi64(first, dropped)),
@@ -152,6 +152,7 @@ struct positions {
 
 /// The sums of eight pixels of three or four channels: four channels of pixels j and j + 4 in `pixels[j]`.
 struct block_sums {
+  // NOLINTNEXTLINE(modernize-avoid-c-arrays): a std::array of vectors loses their attributes
   __m256i pixels[4];
 
   [[gnu::always_inline]] VGGLOAD_AVX2 block_sums(const std::uint8_t* const* rows,
@@ -212,7 +213,7 @@ struct lane_map {
       const std::array<float, 4>& four) noexcept {
     return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(four.data()));
   }
-  [[gnu::always_inline]] VGGLOAD_AVX2 __m256 values(__m256i sums) const noexcept {
+  [[nodiscard, gnu::always_inline]] VGGLOAD_AVX2 __m256 values(__m256i sums) const noexcept {
     const __m256 value = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scale, offset);
     return _mm256_min_ps(_mm256_max_ps(value, low), high);
   }

@@ -176,11 +176,11 @@ class fast_augmentation {
     const std::size_t row_pixels = decoded.width * decoded.channels;
     const std::size_t readable = (decoded.width - 1) * decoded.channels + read_ahead;
     const std::size_t total = (decoded.height - 1) * decoded.row_bytes + row_pixels;
-    const std::uint8_t** const rows = allocate<const std::uint8_t*>(memory, decoded.height + 1);
+    auto* const rows = allocate<const std::uint8_t*>(memory, decoded.height + 1);
     for (std::size_t y = 0; y < decoded.height; ++y) {
       rows[y] = decoded.row(y);
       if (total - y * decoded.row_bytes >= readable) continue;
-      std::uint8_t* const copy = allocate<std::uint8_t>(memory, readable);
+      auto* const copy = allocate<std::uint8_t>(memory, readable);
       std::memcpy(copy, decoded.row(y), row_pixels);
       std::memset(copy + row_pixels, 0, readable - row_pixels);
       rows[y] = copy;
@@ -241,7 +241,7 @@ class fast_augmentation {
     const bool planar = format_.layout == image_layout::nchw;
     const std::size_t row_values = format_.width * format_.channels;
     // One value more than the blocks: a pixel of three channels is stored as one of four.
-    float* const row = allocate<float>(memory, blocks * format_.channels + 1);
+    auto* const row = allocate<float>(memory, blocks * format_.channels + 1);
     const detail::row_target target{reinterpret_cast<std::byte*>(row),
                                     (planar ? blocks : 1) * sizeof(float),
                                     (planar ? 1 : format_.channels) * sizeof(float)};

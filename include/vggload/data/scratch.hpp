@@ -11,8 +11,8 @@
 #include <vector>
 
 #include <vggload/core/checked.hpp>
-#include <vggload/memory/page_resource.hpp>
 #include <vggload/memory/out_of_memory.hpp>
+#include <vggload/memory/page_resource.hpp>
 #include <vggload/memory/resource.hpp>
 
 namespace vggload {
