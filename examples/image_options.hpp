@@ -57,6 +57,19 @@ inline CLI::Validator factor() {
           ""};
 }
 
+/// Takes numbers from `least` to `most`; CLI::Range would let a NaN through.
+inline CLI::Validator real_number(double least, double most) {
+  return {[least, most](const std::string& text) -> std::string {
+            double value = 0;
+            const char* const last = text.data() + text.size();
+            const auto [end, code] = std::from_chars(text.data(), last, value);
+            if (code == std::errc() && end == last && value >= least && value <= most) return {};
+            return "'" + text + "' is not a number from " + std::to_string(least) + " to " +
+                   std::to_string(most);
+          },
+          ""};
+}
+
 /// What both commands ask for.
 struct image_options {
   std::string folder;
@@ -87,6 +100,12 @@ inline void add_image_options(CLI::App& app, image_options& options) {
          },
          "Height and width of the images in a batch (default: 224x224)")
       ->check(height_and_width())
+      ->check(CLI::Validator(
+          [](const std::string& text) -> std::string {
+            const auto size = parse_height_and_width(text);
+            return size && (size->first == 0 || size->second == 0) ? "an image has pixels" : "";
+          },
+          ""))
       ->type_name("HxW");
   app.add_option("--batch", options.batch, "Images in a batch (default: 32)")
       ->transform(whole_number(1, 1U << 20U))
@@ -97,10 +116,10 @@ inline void add_image_options(CLI::App& app, image_options& options) {
   app.add_flag("--exact", options.exact,
                "What Keras' ImageDataGenerator gives with this seed, bit for bit");
   app.add_option("--shear", options.shear, "Shear by up to D degrees to both sides")
-      ->check(CLI::Range(0.0, 360.0))
+      ->check(real_number(0, 360))
       ->type_name("D");
   app.add_option("--zoom", options.zoom, "Zoom by factors from 1 - Z to 1 + Z")
-      ->check(CLI::Range(0.0, 100.0))
+      ->check(real_number(0, 100))
       ->type_name("Z");
   app.add_flag("--hflip", options.horizontal_flip, "Exchange left and right of each second image");
   app.add_flag("--no-shuffle", options.no_shuffle, "Keep the order of the folder");

@@ -62,19 +62,31 @@ class skipped_images {
   std::size_t count_ = 0;
 };
 
-void report_folder(const vggload::image_folder& folder, const options& wanted) {
+/// What is read, and what that takes of memory.
+template <class Ready, class Source>
+void report_pipeline(const options& wanted, const Ready& ready, const Source& source) {
+  const vggload::image_folder& folder = source.folder();
   std::printf("images from %s\n", vggload::printable(folder.root()).c_str());
+  constexpr std::size_t most = 4;
   std::string classes;
-  for (const std::string& name :
-       folder.classes().first(std::min<std::size_t>(folder.classes().size(), 4))) {
+  for (const std::string& name : folder.classes().first(std::min(folder.classes().size(), most))) {
     classes.append(classes.empty() ? "" : ", ").append(vggload::printable(name, 40));
   }
-  if (folder.classes().size() > 4) classes += ", ...";
-  std::printf("  %-24s %14s  in %s classes: %s\n", "images", grouped(folder.size()).c_str(),
-              grouped(folder.classes().size()).c_str(), classes.c_str());
-  std::printf("  %-24s %14s  %s\n", "mode", wanted.images.exact ? "exact" : "fast",
-              wanted.images.exact ? "bit for bit Keras' ImageDataGenerator"
-                                  : "decoded, resized and augmented in one pass");
+  if (folder.classes().size() > most) classes += ", ...";
+  const auto line = [](const char* name, const std::string& value, const std::string& rest) {
+    std::printf("  %-24s %14s  %s\n", name, value.c_str(), rest.c_str());
+  };
+  line("images", grouped(folder.size()),
+       "in " + grouped(folder.classes().size()) + " classes: " + classes);
+  line("mode", wanted.images.exact ? "exact" : "fast",
+       wanted.images.exact ? "bit for bit Keras' ImageDataGenerator"
+                           : "decoded, resized and augmented in one pass");
+  line("bytes of batches", grouped(ready.memory_bytes()),
+       std::to_string(ready.slots()) + " slots of " + std::to_string(wanted.images.batch) + " x " +
+           std::to_string(wanted.images.target.height) + " x " +
+           std::to_string(wanted.images.target.width) + " x 3 F32");
+  line("bytes of workers", grouped(source.scratch_bytes()),
+       std::to_string(ready.workers()) + " workers, as large as their largest image");
 }
 
 template <class Batches, class Source>
@@ -82,10 +94,6 @@ void make_batches(Batches& batches, const Source& source, const options& wanted,
                   command::interruption& interrupted) {
   using clock = std::chrono::steady_clock;
   auto ready = batches | vggload::prefetch({.workers = wanted.images.workers});
-  std::printf("  %-24s %14s  %zu slots of %zu x %zu x %zu x 3 F32, %zu workers\n",
-              "bytes of batches", grouped(ready.memory_bytes()).c_str(), ready.slots(),
-              wanted.images.batch, wanted.images.target.height, wanted.images.target.width,
-              ready.workers());
   skipped_images skipped;
   for (std::size_t epoch = 0; epoch < wanted.epochs; ++epoch) {
     const auto start = clock::now();
@@ -113,13 +121,14 @@ void make_batches(Batches& batches, const Source& source, const options& wanted,
         bar.show(number, ready.size(), speed.data());
       }
     }
+    const double taken = seconds();
+    // Only now: what is refused says nothing else.
+    if (epoch == 0) report_pipeline(wanted, ready, source);
     std::printf("epoch %zu: %s images in %s batches, %zu skipped, %.3f s, %.1f images/s\n", epoch,
-                grouped(images).c_str(), grouped(number).c_str(), skipped.take_count(), seconds(),
-                static_cast<double>(images) / seconds());
+                grouped(images).c_str(), grouped(number).c_str(), skipped.take_count(), taken,
+                static_cast<double>(images) / taken);
     std::fflush(stdout);
   }
-  std::printf("  %-24s %14s  for making them\n", "bytes of the workers",
-              grouped(source.scratch_bytes()).c_str());
 }
 
 }  // namespace
@@ -147,7 +156,6 @@ int main(int argc, char** argv) try {
   return command::run(app, argc, argv, wanted.images.folder, [&] {
     command::interruption interrupted;
     vggload::image_folder folder = command::list_images(wanted.images);
-    report_folder(folder, wanted);
     command::with_batches(wanted.images, std::move(folder), [&](auto& batches, const auto& source) {
       make_batches(batches, source, wanted, interrupted);
     });

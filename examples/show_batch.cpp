@@ -88,30 +88,36 @@ int main(int argc, char** argv) try {
       ->transform(command::whole_number(1, 1024))
       ->type_name("N");
   return command::run(app, argc, argv, wanted.folder, [&] {
-    const vggload::image_folder names = command::list_images(wanted);
-    command::with_batches(wanted, names, [&](auto& batches, const auto& /*source*/) {
-      for (vggload::image_batch& batch : batches) {
-        if (columns == 0) {
-          columns =
-              static_cast<std::size_t>(std::ceil(std::sqrt(static_cast<double>(batch.size()))));
-        }
-        const std::size_t rows = (batch.size() + columns - 1) / columns;
-        contact_sheet sheet(wanted.target, columns, rows);
-        const auto values = batch.images().template values<float>();
-        const std::size_t image_values = batch.format().values();
-        for (std::size_t i = 0; i < batch.size(); ++i) {
-          sheet.add(values.subspan(i * image_values, image_values));
-          std::printf(
-              "row %zu, column %zu: %s\n", i / columns + 1, i % columns + 1,
-              vggload::printable(names.name(static_cast<std::size_t>(batch.indices()[i]))).c_str());
-        }
-        for (const vggload::skipped_image& image : batch.skipped()) {
-          std::fprintf(stderr, "skipped: %s\n", image.reason.c_str());
-        }
-        sheet.write(output);
-        break;
-      }
-    });
+    command::with_batches(
+        wanted, command::list_images(wanted), [&](auto& batches, const auto& source) {
+          for (vggload::image_batch& batch : batches) {
+            for (const vggload::skipped_image& image : batch.skipped()) {
+              std::fprintf(stderr, "skipped: %s\n", image.reason.c_str());
+            }
+            if (batch.size() == 0) {
+              throw vggload::error(vggload::printable(wanted.folder) +
+                                   ": every image of the batch was skipped");
+            }
+            if (columns == 0) {
+              columns =
+                  static_cast<std::size_t>(std::ceil(std::sqrt(static_cast<double>(batch.size()))));
+            }
+            const std::size_t rows = (batch.size() + columns - 1) / columns;
+            contact_sheet sheet(wanted.target, columns, rows);
+            const auto values = batch.images().template values<float>();
+            const std::size_t image_values = batch.format().values();
+            for (std::size_t i = 0; i < batch.size(); ++i) {
+              sheet.add(values.subspan(i * image_values, image_values));
+            }
+            sheet.write(output);
+            for (std::size_t i = 0; i < batch.size(); ++i) {
+              const auto index = static_cast<std::size_t>(batch.indices()[i]);
+              std::printf("row %zu, column %zu: %s\n", i / columns + 1, i % columns + 1,
+                          vggload::printable(source.folder().name(index)).c_str());
+            }
+            break;
+          }
+        });
   });
 } catch (...) {
   return command::report_error("show_batch");
