@@ -110,17 +110,19 @@ if(CUDAToolkit_FOUND)
       ${CMAKE_CURRENT_BINARY_DIR}/headers_in_cuda.o)
 endif()
 
-# No flag of a consumer's build changes what a conversion gives.
+# No flag of a consumer's build changes what a conversion or exact mode gives.
 set(compilers ${CMAKE_CXX_COMPILER})
 find_program(CLANG clang++)
 if(CLANG)
   list(APPEND compilers ${CLANG})
 endif()
-add_test(
-  NAME flags_test
-  COMMAND ${CMAKE_COMMAND} -D INCLUDE=${PROJECT_SOURCE_DIR}/include -D WORK=${CMAKE_CURRENT_BINARY_DIR}/flags
-          -D PROGRAM=${CMAKE_CURRENT_SOURCE_DIR}/cmake/flags_program.cpp "-D COMPILERS=${compilers}" -P
-          ${CMAKE_CURRENT_SOURCE_DIR}/cmake/flags.cmake)
+foreach(program IN ITEMS flags flags_exact)
+  add_test(
+    NAME ${program}_test
+    COMMAND ${CMAKE_COMMAND} -D INCLUDE=${PROJECT_SOURCE_DIR}/include -D WORK=${CMAKE_CURRENT_BINARY_DIR}/${program}
+            -D PROGRAM=${CMAKE_CURRENT_SOURCE_DIR}/cmake/${program}_program.cpp "-D COMPILERS=${compilers}" -P
+            ${CMAKE_CURRENT_SOURCE_DIR}/cmake/flags.cmake)
+endforeach()
 
 # The conversions of 64-bit Arm, emulated, where there is a compiler for it and an emulator.
 find_program(ARM_COMPILER aarch64-linux-gnu-g++)

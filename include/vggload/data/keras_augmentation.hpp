@@ -82,7 +82,10 @@ using matrix = std::array<std::array<double, 3>, 3>;
     append({{{cosine, -sine, 0}, {sine, cosine, 0}, {0, 0, 1}}});
   }
   if (drawn.height_shift != 0 || drawn.width_shift != 0) {
-    append({{{1, 0, drawn.height_shift}, {0, 1, drawn.width_shift}, {0, 0, 1}}});
+    // They may be draw_transform's products, which the compiler must round before it multiplies again.
+    append({{{1, 0, exact::opaque(drawn.height_shift)},
+             {0, 1, exact::opaque(drawn.width_shift)},
+             {0, 0, 1}}});
   }
   if (drawn.shear != 0) {
     const double angle = exact::opaque(radians(drawn.shear));
