@@ -13,6 +13,7 @@
 #include <exception>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -39,43 +40,55 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// libjpeg as a C program would use it: one object for all images, its defaults, whole rows into one buffer.
-double decode_alone(const image_folder& folder) {
+/// Decodes each `step`-th file from `first` on: libjpeg as a C program would use it, one object for all images, its
+/// defaults, whole rows into one buffer.
+void decode_files(const std::vector<std::vector<std::byte>>& files, std::size_t first,
+                  std::size_t step) {
+  jpeg_decompress_struct decoder{};
+  jpeg_error_mgr errors{};
+  decoder.err = jpeg_std_error(&errors);
+  jpeg_create_decompress(&decoder);
+  std::vector<JSAMPLE> pixels;
+  for (std::size_t file = first; file < files.size(); file += step) {
+    jpeg_mem_src(&decoder, reinterpret_cast<const unsigned char*>(files[file].data()),
+                 files[file].size());
+    jpeg_read_header(&decoder, TRUE);
+    decoder.out_color_space = JCS_RGB;
+    jpeg_start_decompress(&decoder);
+    const std::size_t row_bytes = std::size_t{decoder.output_width} * 3;
+    const std::size_t height = decoder.output_height;
+    pixels.resize(std::max(pixels.size(), row_bytes * height));
+    while (decoder.output_scanline < height) {
+      std::array<JSAMPROW, 16> rows;
+      for (std::size_t i = 0; i < rows.size(); ++i) {
+        rows[i] = pixels.data() + std::min(decoder.output_scanline + i, height - 1) * row_bytes;
+      }
+      jpeg_read_scanlines(&decoder, rows.data(), static_cast<JDIMENSION>(rows.size()));
+    }
+    jpeg_finish_decompress(&decoder);
+  }
+  jpeg_destroy_decompress(&decoder);
+}
+
+double decode_alone(const image_folder& folder, unsigned threads) {
   std::vector<std::vector<std::byte>> files;
   for (std::size_t i = 0; i < folder.size(); ++i) {
     const input_file file(folder.path(i));
     files.emplace_back(static_cast<std::size_t>(file.size()));
     file.read_at(0, files.back());
   }
-  jpeg_decompress_struct decoder{};
-  jpeg_error_mgr errors{};
-  decoder.err = jpeg_std_error(&errors);
-  jpeg_create_decompress(&decoder);
-  std::vector<JSAMPLE> pixels;
   double seconds = 0;
   for (int pass = 0; pass < 2; ++pass) {
     const auto start = std::chrono::steady_clock::now();
-    for (const auto& file : files) {
-      jpeg_mem_src(&decoder, reinterpret_cast<const unsigned char*>(file.data()), file.size());
-      jpeg_read_header(&decoder, TRUE);
-      decoder.out_color_space = JCS_RGB;
-      jpeg_start_decompress(&decoder);
-      const std::size_t row_bytes = std::size_t{decoder.output_width} * 3;
-      pixels.resize(std::max(pixels.size(), row_bytes * decoder.output_height));
-      while (decoder.output_scanline < decoder.output_height) {
-        std::array<JSAMPROW, 16> rows;
-        for (std::size_t i = 0; i < rows.size(); ++i) {
-          rows[i] = pixels.data() +
-                    std::min(decoder.output_scanline + i, std::size_t{decoder.output_height} - 1) *
-                        row_bytes;
-        }
-        jpeg_read_scanlines(&decoder, rows.data(), static_cast<JDIMENSION>(rows.size()));
+    {
+      std::vector<std::jthread> others;
+      for (unsigned i = 1; i < threads; ++i) {
+        others.emplace_back([&, i] { decode_files(files, i, threads); });
       }
-      jpeg_finish_decompress(&decoder);
+      decode_files(files, 0, std::max(threads, 1U));
     }
     seconds = seconds_since(start);
   }
-  jpeg_destroy_decompress(&decoder);
   return static_cast<double>(files.size()) / seconds;
 }
 
@@ -103,7 +116,7 @@ int main(int argc, char** argv) try {
   const normalisation values{.rescale = 1.0 / 255};
   double speed = 0;
   if (mode == "decode") {
-    speed = decode_alone(folder);
+    speed = decode_alone(folder, workers);
   } else if (mode == "exact") {
     keras_batches batches(std::move(folder), {.target = {224, 224},
                                               .batch_size = batch_size,

@@ -106,6 +106,7 @@ def main():
         "fast": lambda: own(build, "fast", folder),
         "fast, FP16": lambda: own(build, "fast-f16", folder),
         "exact": lambda: own(build, "exact", folder),
+        "decoding alone, two processors": lambda: own(build, "decode", folder, 2),
         "fast, two processors": lambda: own(build, "fast", folder, 2),
         "exact, two processors": lambda: own(build, "exact", folder, 2),
     }
@@ -129,6 +130,8 @@ def main():
     print(f"exact / torchvision  {ratio('exact', torch_name):.2f}  (bar 1.5)")
     print(f"fast / decoding      {ratio('fast', 'decoding alone'):.3f}  (bar 0.75)")
     print(f"fast, two / one      {ratio('fast, two processors', 'fast'):.2f}  (bar 1.9)")
+    print(f"decoding, two / one  {ratio('decoding alone, two processors', 'decoding alone'):.2f}")
+    print(f"two: fast / decoding {ratio('fast, two processors', 'decoding alone, two processors'):.3f}")
     print(f"fast / Keras         {ratio('fast', keras_name):.2f}")
     print(f"fast / torchvision   {ratio('fast', torch_name):.2f}")
     print(f"two: fast / torchvision {ratio('fast, two processors', torch_two):.2f}")
