@@ -181,8 +181,9 @@ class progress_bar {
     const int filled = percent * width / 100;
     std::string bar(static_cast<std::size_t>(filled), '#');
     bar.resize(width, '.');
-    std::fprintf(stderr, "\r%s [%s] %3d %% %s\033[K", doing_.c_str(), bar.c_str(), percent,
-                 std::string(beside).c_str());
+    // What stands behind changes its length: the rest of the line goes.
+    const std::string end = beside.empty() ? "" : " " + std::string(beside) + "\033[K";
+    std::fprintf(stderr, "\r%s [%s] %3d %%%s", doing_.c_str(), bar.c_str(), percent, end.c_str());
     std::fflush(stderr);
   }
 
