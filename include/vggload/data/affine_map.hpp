@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <numbers>
 
-#include <vggload/data/as_written.hpp>
 #include <vggload/data/augmentation.hpp>
+#include <vggload/data/exact_arithmetic.hpp>
 #include <vggload/data/image.hpp>
 
 namespace vggload::detail {
@@ -33,8 +33,8 @@ struct affine_map {
 /// the limit.
 [[nodiscard]] inline std::int64_t in_map_units(double pixels, double limit) noexcept {
   constexpr auto unit = static_cast<double>(std::int64_t{1} << affine_map::fraction_bits);
-  const double units = as_written(std::clamp(pixels, -limit, limit) * unit);
-  return static_cast<std::int64_t>(std::floor(as_written(units + 0.5)));
+  const double units = exact::product(std::clamp(pixels, -limit, limit), unit);
+  return static_cast<std::int64_t>(std::floor(exact::sum(units, 0.5)));
 }
 
 /// What `drawn` means for an image of `source` that becomes one of `target`: the image is resized to the target,
@@ -48,16 +48,16 @@ struct affine_map {
 /// centre is the centre of targets that are not square, too. Flips come last, so p is mirrored first.
 [[nodiscard]] inline affine_map make_affine_map(image_size source, image_size target,
                                                 const random_transform& drawn) noexcept {
-  const auto product = [](double a, double b) { return as_written(a * b); };
-  const auto sum = [](double a, double b) { return as_written(a + b); };
-  const auto quotient = [](double a, double b) { return as_written(a / b); };
+  const auto product = [](double a, double b) { return exact::product(a, b); };
+  const auto sum = [](double a, double b) { return exact::sum(a, b); };
+  const auto quotient = [](double a, double b) { return exact::quotient(a, b); };
   const auto radians = [&](double degrees) {
     return quotient(product(degrees, std::numbers::pi), 180.0);
   };
-  const double cosine = as_written(std::cos(radians(drawn.rotation)));
-  const double sine = as_written(std::sin(radians(drawn.rotation)));
-  const double shear_cosine = as_written(std::cos(radians(drawn.shear)));
-  const double shear_sine = as_written(std::sin(radians(drawn.shear)));
+  const double cosine = exact::opaque(std::cos(radians(drawn.rotation)));
+  const double sine = exact::opaque(std::sin(radians(drawn.rotation)));
+  const double shear_cosine = exact::opaque(std::cos(radians(drawn.shear)));
+  const double shear_sine = exact::opaque(std::sin(radians(drawn.shear)));
 
   // S Z, its lower left is 0.
   const double sheared_xx = drawn.width_zoom;

@@ -17,6 +17,7 @@
 #include <vggload/data/augmentation.hpp>
 #include <vggload/data/bilinear.hpp>
 #include <vggload/data/bilinear_x86.hpp>
+#include <vggload/data/exact_arithmetic.hpp>
 #include <vggload/data/image.hpp>
 #include <vggload/data/image_batch.hpp>
 #include <vggload/data/random.hpp>
@@ -137,7 +138,7 @@ class fast_augmentation {
           c.brightness_range.value_or(value_range{}).high}) {
       if (!sensible(value)) throw error("a range of an augmentation is not within -1e6 and 1e6");
     }
-    if (c.brightness_range && !(c.brightness_range->low >= 0)) {
+    if (c.brightness_range && std::min(c.brightness_range->low, c.brightness_range->high) < 0) {
       throw error("a brightness is not negative");
     }
     if (!(c.fill_value >= 0 && c.fill_value <= 255)) throw error("fill_value is 0 to 255");
@@ -196,7 +197,7 @@ class fast_augmentation {
                                      .then(drawn.brightness.value_or(1.0), 0);
     // Both changes clip; a pixel that the first one made 255 is the brightest after the second.
     const double brightest =
-        std::min(255.0, detail::as_written(255 * drawn.brightness.value_or(1.0)));
+        std::min(255.0, detail::exact::product(255.0, drawn.brightness.value_or(1.0)));
     detail::channel_map map;
     map.from = values_.from;
     for (std::size_t i = 0; i < format_.channels; ++i) {

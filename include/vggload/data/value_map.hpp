@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include <vggload/core/error.hpp>
-#include <vggload/data/as_written.hpp>
 #include <vggload/data/augmentation.hpp>
+#include <vggload/data/exact_arithmetic.hpp>
 
 namespace vggload::detail {
 
@@ -19,11 +21,12 @@ struct linear {
 
   /// `value * factor + summand` of what this one gives.
   [[nodiscard]] linear then(double factor, double summand) const noexcept {
-    return {as_written(scale * factor), as_written(as_written(offset * factor) + summand)};
+    return {exact::product(scale, factor), exact::sum(exact::product(offset, factor), summand)};
   }
   /// `(value - mean) / deviation` of what this one gives.
   [[nodiscard]] linear standardised(double mean, double deviation) const noexcept {
-    return {as_written(scale / deviation), as_written(as_written(offset - mean) / deviation)};
+    return {exact::quotient(scale, deviation),
+            exact::quotient(exact::difference(offset, mean), deviation)};
   }
 };
 
@@ -41,7 +44,7 @@ inline constexpr std::array<double, 3> caffe_means_bgr{103.939, 116.779, 123.68}
 inline constexpr std::array<double, 3> torch_means_rgb{0.485, 0.456, 0.406};
 inline constexpr std::array<double, 3> torch_deviations_rgb{0.229, 0.224, 0.225};
 
-/// @throws error where something is given for three channels and there are others
+/// @throws error where something is given for three channels and there are others, or a number makes no sense
 [[nodiscard]] inline value_map make_value_map(const normalisation& options, std::size_t channels) {
   const bool of_channels = options.preprocessing == preprocessing::caffe ||
                            options.preprocessing == preprocessing::torch ||
@@ -49,6 +52,17 @@ inline constexpr std::array<double, 3> torch_deviations_rgb{0.229, 0.224, 0.225}
   if (of_channels && channels != 3) {
     throw error("a normalisation of three channels does not fit images of " +
                 std::to_string(channels));
+  }
+  bool sensible = std::isfinite(options.rescale);
+  for (std::size_t i = 0; i < 3; ++i) {
+    if (options.featurewise_mean) sensible &= std::isfinite(options.featurewise_mean->at(i));
+    if (options.featurewise_deviation) {
+      const float deviation = options.featurewise_deviation->at(i);
+      sensible &= std::isfinite(deviation) && deviation >= 0;
+    }
+  }
+  if (!sensible) {
+    throw error("a number of a normalisation is not finite, or a deviation is negative");
   }
   value_map map;
   for (std::size_t i = 0; i < channels; ++i) {
@@ -71,7 +85,8 @@ inline constexpr std::array<double, 3> torch_deviations_rgb{0.229, 0.224, 0.225}
     // Keras' guard against a division by zero.
     constexpr double guard = 1e-6;
     if (options.featurewise_deviation) {
-      after = after.standardised(0, as_written(options.featurewise_deviation->at(i) + guard));
+      after =
+          after.standardised(0, exact::sum(double{options.featurewise_deviation->at(i)}, guard));
     }
   }
   return map;
