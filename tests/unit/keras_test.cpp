@@ -36,6 +36,7 @@
 #include <vggload/data/nearest_resize.hpp>
 #include <vggload/data/numpy_random.hpp>
 #include <vggload/data/prefetch.hpp>
+#include <vggload/data/resample.hpp>
 #include <vggload/data/scratch.hpp>
 #include <vggload/data/sequence.hpp>
 #include <vggload/memory/arena.hpp>
@@ -366,6 +367,16 @@ label_mode labels_of(const json& mode) {
   return mode == "binary" ? label_mode::binary : label_mode::categorical;
 }
 
+resampling_filter filter_of(const std::string& name) {
+  constexpr std::array names{"nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"};
+  const auto place = std::ranges::find(names, name) - names.begin();
+  REQUIRE(place < 6);
+  return std::array{resampling_filter::nearest,  resampling_filter::box,
+                    resampling_filter::bilinear, resampling_filter::hamming,
+                    resampling_filter::bicubic,  resampling_filter::lanczos}
+      .at(static_cast<std::size_t>(place));
+}
+
 keras_batches_options batches_options(const json& test) {
   const json& flow = test["flow"];
   keras_batches_options options;
@@ -377,6 +388,7 @@ keras_batches_options batches_options(const json& test) {
   const std::string colour = flow.value("color_mode", "rgb");
   if (colour == "grayscale") options.colour = colour_mode::grey;
   if (colour == "rgba") options.colour = colour_mode::rgba;
+  options.interpolation = filter_of(flow.value("interpolation", "nearest"));
   options.augmentation = augmentation_of(test["options"]);
   options.normalisation = normalisation_of(test["options"]);
   return options;
@@ -400,7 +412,7 @@ struct batches_fixture {
       folder.write(files[i]["name"].get<std::string>(), ppm);
     }
     cases.erase(0);
-    REQUIRE(cases.size() == 7);
+    REQUIRE(cases.size() == 12);
   }
 
   [[nodiscard]] image_folder images() const { return image_folder(folder.path().string()); }

@@ -26,8 +26,8 @@
 #include <vggload/data/image_sequence.hpp>
 #include <vggload/data/image_workspace.hpp>
 #include <vggload/data/keras_augmentation.hpp>
-#include <vggload/data/nearest_resize.hpp>
 #include <vggload/data/numpy_random.hpp>
+#include <vggload/data/resample.hpp>
 #include <vggload/data/sequence.hpp>
 #include <vggload/memory/page_resource.hpp>
 #include <vggload/memory/resource.hpp>
@@ -38,6 +38,7 @@ namespace vggload {
 struct keras_batches_options {
   image_size target{256, 256};
   colour_mode colour = colour_mode::rgb;
+  resampling_filter interpolation = resampling_filter::nearest;  // where an image has another size
   label_mode labels = label_mode::categorical;
   std::size_t batch_size = 32;
   bool shuffle = true;
@@ -195,7 +196,8 @@ class keras_batches {
     try {
       const image_view decoded = workspace.decoder.decode_file(
           path, {.colour = options_.colour, .pixel_limit = options_.pixel_limit}, workspace.memory);
-      const image_view resized = nearest_resize(decoded, options_.target, workspace.memory);
+      const image_view resized =
+          resize(decoded, options_.target, options_.interpolation, workspace.memory);
       const std::span<float> values(reinterpret_cast<float*>(into.pixels.data()),
                                     augmentation_.format().values());
       augmentation_(resized, drawn, workspace.memory, values);
