@@ -7,7 +7,7 @@
 
 namespace test {
 
-/// The pixels of the fixtures that tests/fixtures/images/make_resample.py wrote: upper bytes of a linear congruential
+/// The pixels of the fixtures that tests/fixtures/resample/make_resample.py wrote: upper bytes of a linear congruential
 /// generator (Numerical Recipes').
 inline std::vector<std::uint8_t> noise(std::size_t count) {
   std::vector<std::uint8_t> bytes(count);

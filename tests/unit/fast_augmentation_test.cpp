@@ -297,7 +297,7 @@ TEST_CASE("fast mode is the definition, to a sixteenth of a grey level") {
 }
 
 TEST_CASE("the geometry is Keras', where Keras' centre is the centre") {
-  std::istringstream lines(test::read_file(FIXTURES "/images/keras_affine.txt"));
+  std::istringstream lines(test::read_file(FIXTURES "/resample/keras_affine.txt"));
   std::string line;
   int cases = 0;
   while (std::getline(lines, line)) {

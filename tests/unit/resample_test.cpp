@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
-// Against what Pillow and torchvision gave: tests/fixtures/images/make_resample.py says how.
+// Against what Pillow and torchvision gave: tests/fixtures/resample/make_resample.py says how.
 
 #include <algorithm>
 #include <array>
@@ -115,7 +115,7 @@ struct evaluation_case {
 };
 
 std::vector<evaluation_case> evaluation_cases() {
-  std::istringstream lines(test::read_file(FIXTURES "/images/evaluation.txt"));
+  std::istringstream lines(test::read_file(FIXTURES "/resample/evaluation.txt"));
   std::vector<evaluation_case> cases;
   std::string filter;
   while (lines >> filter) {
@@ -132,7 +132,7 @@ std::vector<evaluation_case> evaluation_cases() {
 }  // namespace
 
 TEST_CASE("Pillow's resize, with all filters, numbers of channels and levels") {
-  std::istringstream lines(test::read_file(FIXTURES "/images/resample.txt"));
+  std::istringstream lines(test::read_file(FIXTURES "/resample/resample.txt"));
   std::string name;
   int cases = 0;
   while (lines >> name) {

