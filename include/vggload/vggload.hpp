@@ -15,12 +15,14 @@
 #include <vggload/core/tensor_view.hpp>
 #include <vggload/data/augmentation.hpp>
 #include <vggload/data/batch.hpp>
+#include <vggload/data/evaluation_transform.hpp>
 #include <vggload/data/fast_augmentation.hpp>
 #include <vggload/data/image.hpp>
 #include <vggload/data/image_batch.hpp>
 #include <vggload/data/image_folder.hpp>
 #include <vggload/data/map.hpp>
 #include <vggload/data/prefetch.hpp>
+#include <vggload/data/resample.hpp>
 #include <vggload/data/resume.hpp>
 #include <vggload/data/sequence.hpp>
 #include <vggload/data/sequence_state.hpp>

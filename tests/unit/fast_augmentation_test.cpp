@@ -395,6 +395,9 @@ TEST_CASE("a row, moved: what stands beyond its edges") {
   CHECK(moved(0.5, filled(fill_mode::nearest)) == row_values{15, 25, 35, 40});
   CHECK(moved(1, filled(fill_mode::constant, 7)) == row_values{20, 30, 40, 7});
   CHECK(moved(-2.25, filled(fill_mode::constant, 7)) == row_values{7, 7, 10, 17.5});
+  // The outer pixels reach half a pixel far, on the right up to it.
+  CHECK(moved(-0.5, filled(fill_mode::constant, 7)) == row_values{10, 15, 25, 35});
+  CHECK(moved(0.5, filled(fill_mode::constant, 7)) == row_values{15, 25, 35, 7});
   CHECK(moved(-100000, filled(fill_mode::constant, 7.5)) == row_values{7.5, 7.5, 7.5, 7.5});
   CHECK(moved(2, filled(fill_mode::reflect)) == row_values{30, 40, 40, 30});
   CHECK(moved(-3, filled(fill_mode::reflect)) == row_values{30, 20, 10, 10});
@@ -690,11 +693,11 @@ TEST_CASE("options, images and samples that do not fit are refused") {
         "a normalisation of three channels does not fit images of 4");
   const double infinite = std::numeric_limits<double>::infinity();
   CHECK(refused({}, {}, {.rescale = infinite}) ==
-        "a number of a normalisation is not finite, or a deviation is negative");
+        "a number of a normalisation is beyond 1e30, or a deviation is negative");
   CHECK(refused({}, {}, {.featurewise_mean = {{1, 2, static_cast<float>(infinite)}}}) ==
-        "a number of a normalisation is not finite, or a deviation is negative");
+        "a number of a normalisation is beyond 1e30, or a deviation is negative");
   CHECK(refused({}, {}, {.featurewise_deviation = {{1, -1, 3}}}) ==
-        "a number of a normalisation is not finite, or a deviation is negative");
+        "a number of a normalisation is beyond 1e30, or a deviation is negative");
 
   const fast_augmentation transform({.height = 4, .width = 4});
   const source_image grey({4, 4}, 1);

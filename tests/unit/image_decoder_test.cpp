@@ -204,6 +204,17 @@ std::string bmp_header(std::uint32_t width, std::uint32_t height) {
 
 }  // namespace
 
+TEST_CASE("no row of a JPEG lies where libjpeg-turbo would write it past the caches") {
+  decoding decode;
+  for (const colour_mode mode : {colour_mode::rgb, colour_mode::rgba}) {
+    const image_view image =
+        decode(test::read_file(FIXTURES "/images/jpeg_restarts.jpg"), {.colour = mode});
+    for (std::size_t y = 0; y < image.height; ++y) {
+      CHECK(reinterpret_cast<std::uintptr_t>(image.row(y)) % 16 != 0);
+    }
+  }
+}
+
 TEST_CASE("every kind of image is what Pillow decodes it to, in each mode") {
   decoding decode;
   const std::vector<std::string> names = image_names();

@@ -267,9 +267,10 @@ TEST_CASE("sizes, options and samples that do not fit are refused") {
   CHECK(wrong({}, {.resize_size = 0}) == "a sample without pixels cannot be made");
   CHECK(wrong({}, {.filter = resampling_filter::nearest}) ==
         "torchvision's transform has a filter, not the nearest pixels");
-  CHECK(wrong({}, {.deviation = {1, 0, 1}}) == "a mean is not finite, or a deviation not positive");
+  CHECK(wrong({}, {.deviation = {1, 0, 1}}) ==
+        "a mean or a deviation is beyond 1e30, or a deviation is not positive");
   CHECK(wrong({}, {.mean = {0, 0, std::numeric_limits<float>::infinity()}}) ==
-        "a mean is not finite, or a deviation not positive");
+        "a mean or a deviation is beyond 1e30, or a deviation is not positive");
 
   const evaluation_transform transform;
   const source_image grey({4, 4}, 1, 0);

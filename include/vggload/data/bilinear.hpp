@@ -66,6 +66,7 @@ struct row_taps {
   if ((mode == fill_mode::reflect || mode == fill_mode::wrap) && is_outside(position, pixels)) {
     const std::int64_t length = pixels * whole_weight;
     const std::int64_t period = mode == fill_mode::reflect ? 2 * length : length;
+    // NOLINTNEXTLINE(clang-analyzer-core.DivideZero): an image has pixels
     std::int64_t from_edge = (position + whole_weight / 2) % period;
     if (from_edge < 0) from_edge += period;
     if (from_edge >= length) from_edge = period - from_edge;

@@ -61,9 +61,11 @@ class evaluation_transform {
       throw error("torchvision's transform has a filter, not the nearest pixels");
     }
     for (std::size_t i = 0; i < 3; ++i) {
-      if (!std::isfinite(options.mean.at(i)) || !(options.deviation.at(i) > 0) ||
-          !std::isfinite(options.deviation.at(i))) {
-        throw error("a mean is not finite, or a deviation not positive");
+      // Compared with a number, so that -ffast-math does not take it for granted.
+      constexpr float most = 1e30F;
+      if (!(std::abs(options.mean.at(i)) <= most) || !(options.deviation.at(i) > 0) ||
+          !(options.deviation.at(i) <= most)) {
+        throw error("a mean or a deviation is beyond 1e30, or a deviation is not positive");
       }
     }
     make_table();

@@ -262,8 +262,8 @@ struct new_image {
       const unsigned alpha = from[x + 3];
       for (std::size_t channel = 0; channel < 3; ++channel) {
         const unsigned value = from[x + channel];
-        to[x + channel] = static_cast<std::uint8_t>(
-            alpha == 0 || alpha == 255 ? value : std::min(255U, 255 * value / alpha));
+        to[x + channel] =
+            static_cast<std::uint8_t>(alpha == 0 ? value : std::min(255U, 255 * value / alpha));
       }
       to[x + 3] = from[x + 3];
     }

@@ -53,16 +53,18 @@ inline constexpr std::array<double, 3> torch_deviations_rgb{0.229, 0.224, 0.225}
     throw error("a normalisation of three channels does not fit images of " +
                 std::to_string(channels));
   }
-  bool sensible = std::isfinite(options.rescale);
+  // Compared with numbers, so that -ffast-math does not take it for granted.
+  constexpr double most = 1e30;
+  bool sensible = std::abs(options.rescale) <= most;
   for (std::size_t i = 0; i < 3; ++i) {
-    if (options.featurewise_mean) sensible &= std::isfinite(options.featurewise_mean->at(i));
+    if (options.featurewise_mean) sensible &= std::abs(options.featurewise_mean->at(i)) <= most;
     if (options.featurewise_deviation) {
       const float deviation = options.featurewise_deviation->at(i);
-      sensible &= std::isfinite(deviation) && deviation >= 0;
+      sensible &= deviation >= 0 && deviation <= most;
     }
   }
   if (!sensible) {
-    throw error("a number of a normalisation is not finite, or a deviation is negative");
+    throw error("a number of a normalisation is beyond 1e30, or a deviation is negative");
   }
   value_map map;
   for (std::size_t i = 0; i < channels; ++i) {
