@@ -25,6 +25,7 @@
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
+#include <vggload/data/affine_scalar.hpp>
 #include <vggload/data/augmentation.hpp>
 #include <vggload/data/colour.hpp>
 #include <vggload/data/image.hpp>
@@ -172,6 +173,15 @@ std::string crc32_of_values(const std::vector<Value>& values) {
   return crc32_of(std::as_bytes(std::span(values)));
 }
 
+std::string crc32_of_map(const detail::pull_back_map& map) {
+  std::vector<double> values;
+  for (const auto& row : {map.row, map.column}) {
+    // A zero has no sign.
+    for (const double value : row) values.push_back(value + 0.0);
+  }
+  return crc32_of_values(values);
+}
+
 }  // namespace
 
 TEST_CASE("NumPy's random numbers and permutations") {
@@ -229,6 +239,9 @@ TEST_CASE("images are changed and normalised as Keras does it, at every level") 
     }
     const padded_image image(pixels, {format.height, format.width}, format.channels);
     random_transform drawn = transform_of(expected["drawn"]);
+    const auto map = detail::keras::make_affine_map(drawn, {format.height, format.width});
+    CHECK(map.has_value() == expected.contains("map"));
+    if (map) CHECK(crc32_of_map(*map) == expected["map"].get<std::string>());
     for (const simd_level level : test::simd_levels()) {
       CAPTURE(static_cast<int>(level));
       const keras_augmentation keras(format, augmentation_of(expected["options"]),
@@ -579,6 +592,20 @@ TEST_CASE("options of batches that make no sense, and limits") {
   const keras_batches small(fixture.images(), {.target = {8, 8}, .scratch_limit = 64});
   one_batch memory(small);
   CHECK_THROWS_AS(small[0](memory.batch), out_of_memory);
+  // What one image takes is given back before the next.
+  keras_batches_options tight = batches_options(fixture.cases[3]);
+  REQUIRE(tight.batch_size == 11);
+  tight.scratch_limit = 20000;
+  const keras_batches one_by_one(fixture.images(), tight);
+  one_batch eleven(one_by_one);
+  one_by_one[0](eleven.batch);
+  CHECK(problem_of(one_by_one, fixture.cases[3]["epochs"][0][0], eleven.batch) == "");
+  // Workers are in two epochs at once, where one ends.
+  const auto order = one_by_one.order(0);
+  CHECK(one_by_one.order(1) != order);
+  CHECK(one_by_one.order(0) == order);
+  CHECK(one_by_one.order(2) != order);
+
   const keras_batches few(fixture.images(), {.target = {8, 8}, .pixel_limit = 10});
   CHECK_THROWS_AS(few[0](memory.batch), error);
 
