@@ -510,7 +510,7 @@ TEST_CASE("any batch can be had by itself, in any order and from several threads
   }
 }
 
-TEST_CASE("batches are read ahead and resumed like those of any sequence") {
+TEST_CASE("batches are read ahead like those of any sequence") {
   const batches_fixture fixture;
   const json& test = fixture.cases[2];
   keras_batches batches(fixture.images(), batches_options(test));
