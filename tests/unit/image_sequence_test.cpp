@@ -150,6 +150,34 @@ TEST_CASE("an image that cannot be decoded is an error with its path, or skipped
   }
 }
 
+namespace {
+
+struct refusing_transform : telling_transform {
+  void operator()(const image_view&, std::uint64_t, std::uint64_t index, scratch&,
+                  image_sample&) const {
+    if (index == 2) throw error("not this one");
+  }
+};
+
+}  // namespace
+
+TEST_CASE("what a transform refuses names the image, too") {
+  const temporary_folder folder;
+  write_images(folder);
+  const std::string third = folder.file("cats/2.ppm");
+  image_sequence images(image_folder(folder.path().string()), refusing_transform{});
+  CHECK(message_of<error>([&] {
+          for (const image_batch& each : images | batch(7)) CHECK(each.size() == 7);
+        }) == third + ": not this one");
+  image_sequence skipping(image_folder(folder.path().string()), refusing_transform{},
+                          {.on_error = on_error::skip});
+  for (const image_batch& each : skipping | batch(7)) {
+    CHECK(each.size() == 6);
+    REQUIRE(each.skipped().size() == 1);
+    CHECK(each.skipped()[0].reason == third + ": not this one");
+  }
+}
+
 TEST_CASE("batches are the same for any number of workers, and after a resume") {
   const temporary_folder folder;
   write_images(folder);

@@ -38,6 +38,36 @@ enum class on_error {
   skip,  // the epoch goes on without it, the batch lists it
 };
 
+namespace detail {
+
+/// Makes the sample of a folder's image: `place(pixels)` writes what becomes of the decoded pixels. False where the
+/// image is skipped, and listed. All that is wrong with an image names its path.
+template <class Place>
+bool make_sample(const image_folder& folder, std::size_t index, const decode_options& decode,
+                 const label_format& labels, on_error policy, image_workspace& workspace,
+                 image_sample& into, const Place& place) {
+  const std::string path = folder.path(index);
+  try {
+    place(workspace.decoder.decode_file(path, decode, workspace.memory));
+  } catch (const error& e) {
+    std::string reason = e.what();
+    const std::string shown = printable(path);
+    const bool is_named = reason.starts_with(shown);
+    if (!is_named) reason.insert(0, shown + ": ");
+    if (policy == on_error::skip) {
+      into.skipped.push_back({path, std::move(reason)});
+      return false;
+    }
+    if (is_named) throw;
+    throw error(reason);
+  }
+  into.index = index;
+  labels.write(folder.label(index), into.label);
+  return true;
+}
+
+}  // namespace detail
+
 struct image_sequence_options {
   /// The colours are those that the transform's format has channels for.
   decode_options decode = {};
@@ -112,19 +142,10 @@ class image_sequence {
 
   bool make(std::uint64_t epoch, std::size_t index, image_sample& into) const {
     const image_workspace_pool::lease workspace(workspaces_);
-    const std::string path = folder_.path(index);
-    try {
-      const image_view decoded =
-          workspace->decoder.decode_file(path, options_.decode, workspace->memory);
-      transform_(decoded, epoch, index, workspace->memory, into);
-    } catch (const error& e) {
-      if (options_.on_error == on_error::stop) throw;
-      into.skipped.push_back({path, e.what()});
-      return false;
-    }
-    into.index = index;
-    labels().write(folder_.label(index), into.label);
-    return true;
+    return detail::make_sample(folder_, index, options_.decode, labels(), options_.on_error,
+                               *workspace, into, [&, this](const image_view& decoded) {
+                                 transform_(decoded, epoch, index, workspace->memory, into);
+                               });
   }
 
   image_folder folder_;

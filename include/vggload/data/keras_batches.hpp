@@ -192,23 +192,16 @@ class keras_batches {
 
   bool make_image(std::size_t index, const random_transform& drawn, image_workspace& workspace,
                   image_sample& into) const {
-    const std::string path = folder_.path(index);
-    try {
-      const image_view decoded = workspace.decoder.decode_file(
-          path, {.colour = options_.colour, .pixel_limit = options_.pixel_limit}, workspace.memory);
+    const decode_options decode{.colour = options_.colour, .pixel_limit = options_.pixel_limit};
+    const auto place = [&, this](const image_view& decoded) {
       const image_view resized =
           resize(decoded, options_.target, options_.interpolation, workspace.memory);
       const std::span<float> values(reinterpret_cast<float*>(into.pixels.data()),
                                     augmentation_.format().values());
       augmentation_(resized, drawn, workspace.memory, values);
-    } catch (const error& e) {
-      if (options_.on_error == on_error::stop) throw;
-      into.skipped.push_back({path, e.what()});
-      return false;
-    }
-    into.index = index;
-    labels().write(folder_.label(index), into.label);
-    return true;
+    };
+    return detail::make_sample(folder_, index, decode, labels(), options_.on_error, workspace, into,
+                               place);
   }
 
   image_folder folder_;
