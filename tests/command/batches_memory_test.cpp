@@ -35,8 +35,10 @@ const test::temporary_folder& photographs() {
   static const test::temporary_folder folder;
   if (folder.count() == 0) {
     for (unsigned i = 0; i < 40; ++i) {
-      folder.write((i % 2 == 0 ? "a/" : "b/") + std::to_string(i) + ".jpg",
-                   test::jpeg_file(200 + 9 * i, 560 - 10 * i, i, i % 5 == 0));
+      folder.write(
+          (i % 2 == 0 ? "a/" : "b/") + std::to_string(i) + ".jpg",
+          test::jpeg_file(200 + 9 * i, 560 - 10 * i, i,
+                          i % 5 == 0 ? test::jpeg_scans::progressive : test::jpeg_scans::one));
     }
   }
   return folder;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdio>
@@ -12,9 +13,12 @@
 
 namespace test {
 
+/// How a JPEG's coefficients are written.
+enum class jpeg_scans { one, one_for_each_component, progressive };
+
 /// A JPEG of waves and noise, 4:2:0: by libjpeg, as files from elsewhere are.
 inline std::string jpeg_file(std::size_t height, std::size_t width, unsigned seed,
-                             bool progressive = false) {
+                             jpeg_scans scans = jpeg_scans::one) {
   std::vector<JSAMPLE> row(width * 3);
   jpeg_compress_struct encoder{};
   jpeg_error_mgr errors{};
@@ -29,7 +33,13 @@ inline std::string jpeg_file(std::size_t height, std::size_t width, unsigned see
   encoder.in_color_space = JCS_RGB;
   jpeg_set_defaults(&encoder);
   jpeg_set_quality(&encoder, 90, TRUE);
-  if (progressive) jpeg_simple_progression(&encoder);
+  if (scans == jpeg_scans::progressive) jpeg_simple_progression(&encoder);
+  const std::array<jpeg_scan_info, 3> separate{
+      {{1, {0}, 0, 63, 0, 0}, {1, {1}, 0, 63, 0, 0}, {1, {2}, 0, 63, 0, 0}}};
+  if (scans == jpeg_scans::one_for_each_component) {
+    encoder.scan_info = separate.data();
+    encoder.num_scans = separate.size();
+  }
   jpeg_start_compress(&encoder, TRUE);
   unsigned noise = seed * 2654435761U + 1;
   for (std::size_t y = 0; y < height; ++y) {

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>  // jpeglib.h needs it first
+#include <iterator>
 #include <span>
 #include <string>
 #include <string_view>
@@ -207,8 +208,27 @@ class jpeg_decoder {
 
   // The functions below run within `call_`: no object of theirs has a destructor.
 
-  void read_straight(const decoded_rows& rows) {
+  /// Begins to decompress, which reads all scans of an image that has several.
+  void start() {
     ::jpeg_start_decompress(&info_);
+    if (::jpeg_has_multiple_scans(&info_) == FALSE) return;
+    // A file that ends properly after some of its scans is well-formed, and half an image.
+    for (int i = 0; i < info_.num_components; ++i) {
+      // Kept from a component's first scan on.
+      if (info_.comp_info[i].quant_table == nullptr) {
+        call_.leave("the file ends before the scan of a component");
+      }
+      if (info_.coef_bits == nullptr) continue;
+      // Of each coefficient how many bits are still to come; -1 where none came, which may mean that all are zero.
+      const auto& missing = info_.coef_bits[i];
+      if (std::any_of(std::begin(missing), std::end(missing), [](int bits) { return bits > 0; })) {
+        call_.leave("the file ends before the last bits of its coefficients");
+      }
+    }
+  }
+
+  void read_straight(const decoded_rows& rows) {
+    start();
     std::array<JSAMPROW, rows_at_once> pointers;
     while (info_.output_scanline < info_.output_height) {
       const std::size_t count =
@@ -220,7 +240,7 @@ class jpeg_decoder {
   }
 
   void read_converting(colour_mode mode, const decoded_rows& band, const decoded_rows& rows) {
-    ::jpeg_start_decompress(&info_);
+    start();
     std::array<JSAMPROW, rows_at_once> pointers;
     for (std::size_t i = 0; i < rows_at_once; ++i) pointers[i] = band.row(i);
     while (info_.output_scanline < info_.output_height) {
