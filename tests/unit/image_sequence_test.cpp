@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <doctest/doctest.h>
+#include <sys/resource.h>
 
 #include <vggload/core/error.hpp>
 #include <vggload/data/batch.hpp>
@@ -148,6 +149,21 @@ TEST_CASE("an image that cannot be decoded is an error with its path, or skipped
     CHECK(batches.next() == nullptr);
     skipping.set_epoch(0);
   }
+}
+
+TEST_CASE("an image is not skipped because the process has too many files open") {
+  const temporary_folder folder;
+  write_images(folder);
+  image_sequence images(image_folder(folder.path().string()), telling_transform{},
+                        {.on_error = on_error::skip});
+  auto batches = images | batch(7) | prefetch({.workers = 0});
+  ::rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+  const ::rlimit none{.rlim_cur = 0, .rlim_max = before.rlim_max};
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
+  const std::string message = message_of<io_error>([&] { (void)batches.next(); });
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+  CHECK(message == folder.file("cats/0.ppm") + ": cannot open: Too many open files");
 }
 
 namespace {

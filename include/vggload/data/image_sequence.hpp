@@ -8,6 +8,7 @@
 #include <iterator>
 #include <limits>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include <vggload/core/error.hpp>
@@ -40,6 +41,14 @@ enum class on_error {
 
 namespace detail {
 
+/// No fault of the image: the process has too many files open, or no memory.
+[[nodiscard]] inline bool is_shortage(const error& failure) noexcept {
+  const auto* io = dynamic_cast<const io_error*>(&failure);
+  return io != nullptr && (io->code() == std::errc::too_many_files_open ||
+                           io->code() == std::errc::too_many_files_open_in_system ||
+                           io->code() == std::errc::not_enough_memory);
+}
+
 /// Makes the sample of a folder's image: `place(pixels)` writes what becomes of the decoded pixels. False where the
 /// image is skipped, and listed. All that is wrong with an image names its path.
 template <class Place>
@@ -54,7 +63,7 @@ bool make_sample(const image_folder& folder, std::size_t index, const decode_opt
     const std::string shown = printable(path);
     const bool is_named = reason.starts_with(shown);
     if (!is_named) reason.insert(0, shown + ": ");
-    if (policy == on_error::skip) {
+    if (policy == on_error::skip && !is_shortage(e)) {
       into.skipped.push_back({path, std::move(reason)});
       return false;
     }

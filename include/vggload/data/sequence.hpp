@@ -31,7 +31,7 @@ concept element_of = (std::invocable<Element, Value&> &&
 /// - `S::value_type`: an item or a batch. The one who asks has it and gives it to be filled, again and
 ///   again, so that its memory is taken once.
 /// - `size()`: how many there are in an epoch. Changes in `on_epoch_end` only.
-/// - `sequence[i]` of a const sequence: an `element_of<value_type>`, to be used at once. For workers,
+/// - `sequence[i]` of a const sequence, for an i below `size()`: an `element_of<value_type>`, to be used at once. For workers,
 ///   from several threads at once.
 /// - `on_epoch_end()`: called once after each epoch, never together with another call.
 template <class S>
