@@ -70,6 +70,17 @@ inline CLI::Validator real_number(double least, double most) {
           ""};
 }
 
+/// Adds an option that takes one of some words, and nothing else.
+template <class Choice>
+CLI::Option* add_choice(CLI::App& app, const std::string& name, Choice& chosen,
+                        const std::map<std::string, Choice>& words,
+                        const std::string& description) {
+  return app
+      .add_option_function<std::string>(
+          name, [&chosen, words](const std::string& word) { chosen = words.at(word); }, description)
+      ->check(CLI::IsMember(words));
+}
+
 /// What both commands ask for.
 struct image_options {
   std::string folder;
@@ -127,10 +138,9 @@ inline void add_image_options(CLI::App& app, image_options& options) {
                  "Threads that make batches (default: one for each processor)")
       ->transform(whole_number(0, vggload::largest_worker_count))
       ->type_name("N");
-  app.add_option("--on-error", options.on_error,
-                 "What happens with images that cannot be decoded (default: stop)")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, vggload::on_error>{
-          {"stop", vggload::on_error::stop}, {"skip", vggload::on_error::skip}}))
+  add_choice(app, "--on-error", options.on_error,
+             {{"stop", vggload::on_error::stop}, {"skip", vggload::on_error::skip}},
+             "What happens with images that cannot be decoded (default: stop)")
       ->type_name("stop|skip");
 }
 

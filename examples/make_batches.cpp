@@ -93,10 +93,12 @@ template <class Batches, class Source>
 void make_batches(Batches& batches, const Source& source, const options& wanted,
                   command::interruption& interrupted) {
   using clock = std::chrono::steady_clock;
-  auto ready = batches | vggload::prefetch({.workers = wanted.images.workers});
+  auto start = clock::now();
+  auto ready = vggload::detail::naming_out_of_memory(
+      vggload::printable(wanted.images.folder), "making room for the batches",
+      [&] { return batches | vggload::prefetch({.workers = wanted.images.workers}); });
   skipped_images skipped;
   for (std::size_t epoch = 0; epoch < wanted.epochs; ++epoch) {
-    const auto start = clock::now();
     const auto seconds = [&] {
       return std::chrono::duration<double>(clock::now() - start).count();
     };
@@ -128,6 +130,7 @@ void make_batches(Batches& batches, const Source& source, const options& wanted,
                 grouped(images).c_str(), grouped(number).c_str(), skipped.take_count(), taken,
                 static_cast<double>(images) / taken);
     std::fflush(stdout);
+    start = clock::now();
   }
 }
 
@@ -140,18 +143,23 @@ int main(int argc, char** argv) try {
   app.add_option("--rescale", wanted.images.rescale, "Multiply the values by R, such as 1/255")
       ->transform(command::factor())
       ->type_name("R");
-  app.add_option("--class-mode", wanted.images.labels, "What the labels are (default: categorical)")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, vggload::label_mode>{
-          {"categorical", vggload::label_mode::categorical},
-          {"binary", vggload::label_mode::binary},
-          {"sparse", vggload::label_mode::sparse},
-          {"none", vggload::label_mode::none}}))
+  command::add_choice<vggload::label_mode>(app, "--class-mode", wanted.images.labels,
+                                           {{"categorical", vggload::label_mode::categorical},
+                                            {"binary", vggload::label_mode::binary},
+                                            {"sparse", vggload::label_mode::sparse},
+                                            {"none", vggload::label_mode::none}},
+                                           "What the labels are (default: categorical)")
       ->type_name("MODE");
   app.add_option("--epochs", wanted.epochs, "How often (default: 1)")
       ->transform(command::whole_number(1, 1U << 20U))
       ->type_name("N");
   app.add_option("--npy", wanted.npy,
                  "Write PREFIX-EEEE-BBBB-x.npy and -y.npy for each epoch and batch, from 0000 on")
+      ->check(CLI::Validator(
+          [](const std::string& prefix) {
+            return prefix.empty() ? std::string("a prefix is not empty") : std::string();
+          },
+          ""))
       ->type_name("PREFIX");
   return command::run(app, argc, argv, wanted.images.folder, [&] {
     command::interruption interrupted;

@@ -159,7 +159,8 @@ TEST_CASE("what make_batches cannot do it says in one line") {
                 folder.file("images/a") + ": no images in 0 classes");
   check_refused(run_command({"make_batches", images, "--npy", folder.file("no/such/folder")}),
                 folder.file("no/such/folder-0000-0000-x.npy") + ": ");
-  check_refused(run_command({"make_batches", images, "--target", "1000000x1000000"}), "");
+  check_refused(run_command({"make_batches", images, "--target", "1000000x1000000"}),
+                images + ": ");
   check_refused(run_command({"make_batches", images, "--exact", "--target", "1000000x1000000"}),
                 "");
   for (const std::vector<std::string>& wrong : std::vector<std::vector<std::string>>{
@@ -176,6 +177,8 @@ TEST_CASE("what make_batches cannot do it says in one line") {
            {images, "--rescale", "1/0"},
            {images, "--rescale", "x"},
            {images, "--class-mode", "input"},
+           {images, "--class-mode", "1"},
+           {images, "--npy", ""},
            {images, "--epochs", "0"},
            {images, "--workers", "1025"},
            {images, "--on-error", "ignore"},
