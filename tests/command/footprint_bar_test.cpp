@@ -64,7 +64,7 @@ struct measured {
 
 /// Loads, runs one image through, and says what that took. What is mapped is no piece of the ledger.
 measured load_and_run(dtype type, unsigned threads) {
-  const vgg16::plan_options options{.storage = type, .compute = dtype::f32};
+  const vgg16::plan_options options{.storage = type, .compute = dtype::f32, .threads = threads};
   const std::vector<float> input = image();
   const auto ledger = std::make_shared<vggload::memory_ledger>();
   REQUIRE(vggload::reset_peak_resident());

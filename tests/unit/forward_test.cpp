@@ -9,21 +9,29 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <random>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
 
 #include <vggload/convert/convert.hpp>
+#include <vggload/io/safetensors_writer.hpp>
+#include <vggload/load/checkpoint.hpp>
 #include <vggload/memory/ledger.hpp>
 #include <vggload/network/forward.hpp>
+#include <vggload/network/streamed_weights.hpp>
+#include <vggload/vgg16/load.hpp>
 
 #include "../support/message_of.hpp"
+#include "../support/temporary_folder.hpp"
 
 namespace vgg16 = vggload::vgg16;
 using vgg16::weight_layout;
@@ -236,6 +244,162 @@ TEST_CASE("more threads than rows or outputs, and again with the same buffers") 
   check_close(pass(image), wanted());
 }
 
+TEST_CASE("the number of threads changes no bit") {
+  const std::vector<float> image = random_images(image_values);
+  for (const weight_layout layout : {weight_layout::torch, weight_layout::keras}) {
+    const arranged_weights weights({layout, dtype::bf16});
+    std::vector<float> first;
+    for (const unsigned threads : {1U, 2U, 5U, 64U}) {
+      forward_pass pass(weights.views(), {.height = height, .width = width, .threads = threads});
+      const auto maps = pass(image);
+      if (first.empty()) first.assign(maps.begin(), maps.end());
+      CHECK(std::ranges::equal(maps, first));
+    }
+  }
+}
+
+namespace {
+
+/// A file with the parameters, under the names of the layout's family.
+std::string write_file(const test::temporary_folder& folder, const arrangement& how) {
+  const arranged_weights weights(how);
+  const auto& map = how.layout == weight_layout::torch ? vgg16::name_maps[0] : vgg16::name_maps[4];
+  std::vector<vggload::tensor_info> infos;
+  std::vector<std::span<const std::byte>> payloads;
+  for (std::size_t i = 0; i < vgg16::conv_layers; ++i) {
+    const vgg16::layer_view& layer = weights.views().layers()[i];
+    for (const bool is_bias : {false, true}) {
+      const tensor_view& view = is_bias ? layer.bias : layer.weight;
+      infos.push_back({name_in(map, {i, is_bias}), view.dtype(), view.shape(), 0});
+      payloads.push_back(view.bytes());
+    }
+  }
+  std::string path = folder.file("weights.safetensors");
+  vggload::safetensors_writer writer(path, infos);
+  for (std::size_t i = 0; i < payloads.size(); ++i) {
+    writer.write_data(writer.data_offset(i), payloads[i]);
+  }
+  writer.commit();
+  return path;
+}
+
+}  // namespace
+
+TEST_CASE("weights that stay in their file give the same bits as loaded ones") {
+  using vggload::network::streamed_weights;
+  const std::vector<float> image = random_images(image_values);
+  const test::temporary_folder folder;
+  for (const weight_layout layout : {weight_layout::torch, weight_layout::keras}) {
+    for (const dtype in_file : {dtype::f32, dtype::f16, dtype::f64}) {
+      const std::string path = write_file(folder, {layout, in_file});
+      for (const std::optional<dtype> used :
+           std::vector<std::optional<dtype>>{std::nullopt, dtype::f16, dtype::f32}) {
+        INFO(name_of(layout), " ", vggload::name_of(in_file));
+        const auto file = vggload::open_checkpoint(path);
+        const auto model = vgg16::load(file, {.dtype = used, .include_top = false});
+        forward_pass loaded(model.weights(), {.height = height, .width = width, .threads = 1});
+        const streamed_weights streamed(file, used, false);
+        forward_pass pass(streamed, {.height = height, .width = width, .threads = 2});
+        CHECK(std::ranges::equal(pass(image), loaded(image)));
+        CHECK(pass.memory().capacity() ==
+              loaded.memory().capacity() + 4 * 28 * 16 * 560);  // the second thread's
+      }
+    }
+  }
+}
+
+TEST_CASE("a file that ends while it is read is an error with the tensor's name") {
+  const test::temporary_folder folder;
+  const std::string path = write_file(folder, {});
+  const vggload::network::streamed_weights weights(vggload::open_checkpoint(path), std::nullopt,
+                                                   false);
+  forward_pass pass(weights, {.height = 32, .width = 32, .threads = 3});
+  const std::vector<float> image = random_images(std::size_t{32} * 32 * 3);
+  (void)pass(image);
+  std::filesystem::resize_file(path, 30'000'000);
+  const std::string message = test::message_of<vggload::io_error>([&] { (void)pass(image); });
+  CHECK(message.starts_with(path + ": "));
+  CHECK(message.find("(tensor 'features.") != std::string::npos);
+}
+
+TEST_CASE("a pass ends where it is asked to") {
+  const std::vector<float> image = random_images(image_values);
+  const arranged_weights weights({weight_layout::keras, dtype::f16});
+  const auto maps_of = [&](std::string_view layer, const vggload::shape& wanted) {
+    std::vector<std::string> done;
+    forward_pass pass(weights.views(), {.height = height,
+                                        .width = width,
+                                        .last_layer = layer,
+                                        .threads = 2,
+                                        .progress = [&](const auto& made) {
+                                          CHECK(made.done == done.size() + 1);
+                                          done.emplace_back(made.name);
+                                          CHECK((made.done == made.all) == (made.name == layer));
+                                        }});
+    CHECK(pass.output_shape() == wanted);
+    const auto maps = pass(image);
+    CHECK(done.back() == layer);
+    return std::vector<float>(maps.begin(), maps.end());
+  };
+  const auto whole = maps_of("block1_conv2", {1, 33, 71, 64});
+  const auto pooled = maps_of("block1_pool", {1, 16, 35, 64});
+  std::size_t differing = 0;
+  for (std::size_t y = 0; y < 16; ++y) {
+    for (std::size_t x = 0; x < 35; ++x) {
+      for (std::size_t c = 0; c < 64; ++c) {
+        const auto at = [&](std::size_t down, std::size_t along) {
+          return whole[((2 * y + down) * 71 + 2 * x + along) * 64 + c];
+        };
+        const float most = std::max({at(0, 0), at(0, 1), at(1, 0), at(1, 1)});
+        if (pooled[(y * 35 + x) * 64 + c] != most) ++differing;
+      }
+    }
+  }
+  CHECK(differing == 0);
+  CHECK(maps_of("block1_conv1", {1, 33, 71, 64}).size() == std::size_t{33} * 71 * 64);
+  CHECK(maps_of("block5_conv3", {1, 2, 4, 512}).size() == 8 * 512);
+  CHECK(test::message_of<vggload::error>([&] {
+          const forward_pass pass(weights.views(), {.last_layer = "fc1"});
+        }) == "forward pass: VGG16 without top has no layer 'fc1'");
+}
+
+TEST_CASE("each channel's mean and maximum") {
+  const std::vector<float> image = random_images(image_values);
+  const arranged_weights weights({});
+  forward_pass maps(weights.views(), {.height = height, .width = width, .threads = 1});
+  const auto values = maps(image);
+  using vggload::network::global_pooling;
+  for (const global_pooling pooling : {global_pooling::average, global_pooling::maximum}) {
+    forward_pass pass(weights.views(),
+                      {.height = height, .width = width, .pooling = pooling, .threads = 3});
+    CHECK(pass.output_shape() == vggload::shape{1, 512});
+    const auto pooled = pass(image);
+    REQUIRE(pooled.size() == 512);
+    for (std::size_t c = 0; c < 512; ++c) {
+      const float a = values[c];
+      const float b = values[512 + c];
+      const bool is_mean = pooling == global_pooling::average;
+      CHECK(pooled[c] ==
+            (is_mean ? static_cast<float>((double{a} + double{b}) / 2) : std::max(a, b)));
+    }
+  }
+}
+
+TEST_CASE("a limit that cannot be kept is refused before anything is allocated") {
+  const arranged_weights weights({});
+  // As in the test of the plan: 655,360 and 5,230,592.
+  const vggload::network::forward_options options{
+      .height = 32, .width = 64, .threads = 1, .memory_limit = 5'885'952};
+  CHECK(forward_pass(weights.views(), options).memory().capacity() == 5'885'952);
+  auto less = options;
+  less.memory_limit = 5'885'951;
+  CHECK(
+      test::message_of<vggload::out_of_memory>(
+          [&] { const forward_pass pass(weights.views(), less); }) ==
+      "forward pass: the memory limit of 5885951 bytes cannot be kept: activations of 655360 bytes "
+      "and a workspace of 5230592 are needed");
+}
+
 TEST_CASE("the images of a batch do not mix") {
   std::vector<float> images = random_images(image_values);
   images.insert(images.begin(), image_values, 0.5F);
@@ -269,17 +433,19 @@ TEST_CASE("the buffers are those of the plan, and in the ledger") {
   {
     const forward_pass pass(weights.views(),
                             {.height = 32, .width = 64, .threads = 1, .ledger = ledger});
-    // 32 * 64 * 64 * 4 bytes in and out, a full tile of 1820 rows of 576, and 2^18 weights.
-    const std::uint64_t bytes = 2 * 524'288 + 4 * 1820 * 576 + 4 * 262'144;
+    // 32 * 64 maps of 64 channels, and a quarter of that behind the pooling; 2^20 + 2^13 weights, transformed; and 28
+    // tiles of 16 planes of 512 + 16 inputs and 32 outputs.
+    const std::uint64_t activations = 4 * (131'072 + 32'768);
+    const std::uint64_t bytes = activations + 4 * 1'056'768 + 4 * 28 * 16 * 560;
     CHECK(pass.memory().capacity() == bytes);
     CHECK(pass.memory().used() == bytes);
     CHECK(ledger->live_bytes() == bytes);
     const auto pieces = ledger->snapshot().pieces;
     REQUIRE(pieces.size() == 3);
-    CHECK(pieces[0].role == vggload::memory_role::activations);
-    CHECK(pieces[0].bytes == 2 * 524'288);
+    CHECK(pieces[0].role == vggload::memory_role::workspace);
     CHECK(pieces[1].role == vggload::memory_role::workspace);
-    CHECK(pieces[2].role == vggload::memory_role::workspace);
+    CHECK(pieces[2].role == vggload::memory_role::activations);
+    CHECK(pieces[2].bytes == activations);
   }
   CHECK(ledger->live_bytes() == 0);
 }
@@ -298,11 +464,11 @@ TEST_CASE("what cannot be run is refused with the numbers") {
   };
   CHECK(refusal(weights.views(), {.height = 31, .width = 32}) ==
         "VGG16: the input is at least 32x32, not 31x32");
-  // 10^9 * 32 * 32 * 128 * 4 bytes, and an im2col tile of 38836 rows of 27.
+  // 10^9 * 32 * 32 * 80 * 4 bytes, 2^20 + 2^13 weights and what a thread works in.
   CHECK(message_of<vggload::out_of_memory>([&] {
-          const forward_pass refused(weights.views(),
-                                     {.batch = 1'000'000'000, .height = 32, .width = 32});
-        }) == "forward pass: 524288004194288 bytes of host memory were refused");
+          const forward_pass refused(
+              weights.views(), {.batch = 1'000'000'000, .height = 32, .width = 32, .threads = 1});
+        }) == "forward pass: 327680005230592 bytes of host memory were refused");
   CHECK(refusal({}, {}) == "forward pass: VGG16 has 13 or 16 layers, not 0");
   auto layers = std::vector(weights.views().layers().begin(), weights.views().layers().end());
   CHECK(refusal({weight_layout::keras, layers}, {}) ==

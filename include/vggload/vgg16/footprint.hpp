@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -56,6 +57,8 @@ struct plan_options {
   bool include_top = true;
   /// Outputs of the last layer, up to a million. Means nothing without the top.
   std::uint32_t classes = 1000;
+  /// That run the pass; each works in memory of its own.
+  unsigned threads = 1;
 
   [[nodiscard]] constexpr dtype compute_type() const noexcept { return compute.value_or(storage); }
 };
@@ -86,24 +89,24 @@ struct footprint {
   /// rounded away there (Micikevicius et al., "Mixed Precision Training", 2018).
   std::uint64_t masters_bytes = 0;
   /// Of the compute type. Inference and frozen base: the two buffers that the pass needs at once, the
-  /// largest sum of a step's input and output; a step is a convolution, a pooling or a dense layer,
-  /// since ReLU works in place and flattening takes no further memory. The backward pass of a frozen base's top
+  /// largest sum of a step's input and output; a step is a convolution with the pooling that follows it, or a dense
+  /// layer, since ReLU works in place and flattening takes no further memory. The backward pass of a frozen base's top
   /// keeps what it reads in the same two buffers, which it does not fill. Training: the outputs of
-  /// all steps, which the backward pass reads.
+  /// all layers and poolings, which the backward pass reads.
   std::uint64_t activations_bytes = 0;
   /// FP32, of what is trained: nothing, the dense layers (frozen), or everything (training).
   std::uint64_t gradients_bytes = 0;
   /// FP32, of what is trained: see `optimizer_kind`.
   std::uint64_t optimizer_bytes = 0;
-  /// What the pass needs beyond: the two tiles below; in training two buffers with the gradients of
+  /// What the pass needs beyond: the two below; in training two buffers with the gradients of
   /// a step's input and output, and the input, which the first layer's gradient reads; where the
   /// compute type has 16 bits and something is trained, the 16-bit gradients of the largest trained
   /// layer, scaled against underflow, on their way to FP32.
   std::uint64_t workspace_bytes = 0;
-  /// Part of the workspace: pixels of a convolution's input, laid out as the rows of a matrix.
-  std::uint64_t im2col_bytes = 0;
-  /// Part of the workspace: a piece of a weight on its way from the storage to the compute type.
+  /// Part of the workspace: a piece of a convolution's weight, transformed.
   std::uint64_t weight_tile_bytes = 0;
+  /// Part of the workspace: what all threads work in.
+  std::uint64_t thread_tiles_bytes = 0;
   /// The sum of the six kinds: weights, masters, activations, gradients, optimizer, workspace.
   std::uint64_t total_bytes = 0;
   /// The 13 convolutions and 5 poolings and, with the top, the 3 dense layers, in network order.
@@ -114,17 +117,18 @@ struct footprint {
   }
 };
 
-/// Most elements of the im2col tile: 4 MiB as FP32, which holds all rows of a 14x14 map of 512
-/// channels. More pixels than fit are taken tile by tile.
-inline constexpr std::uint64_t im2col_tile_elements = std::uint64_t{1} << 20U;
-/// Most elements of the tile in which weights are converted: 1 MiB as FP32, for all threads together.
-inline constexpr std::uint64_t weight_tile_elements = std::uint64_t{1} << 18U;
+/// Most elements of the tile with transformed weights: 4 MiB as FP32, and what keeps planes apart in the caches
+/// (network/weight_matrix.hpp). Of 512 inputs those of 128 outputs.
+inline constexpr std::uint64_t weight_tile_elements = (std::uint64_t{1} << 20U) + (1U << 13U);
+/// Most tiles of 2x2 outputs that a thread makes at a time.
+inline constexpr std::uint64_t tiles_at_once = 28;
+/// Elements that a thread works in: 16 planes of its tiles' 512 channels, with 16 between, and of 32 products.
+inline constexpr std::uint64_t thread_tile_elements = 16 * tiles_at_once * (512 + 16 + 32);
 
-/// How many rows, one for each pixel of the output, the im2col tile has for a convolution with so
-/// many input channels and output pixels.
-[[nodiscard]] constexpr std::uint64_t im2col_rows(std::uint32_t channels,
-                                                  std::uint64_t pixels) noexcept {
-  return std::min(pixels, im2col_tile_elements / (9 * std::uint64_t{channels}));
+/// Elements of the tile that a convolution fills.
+[[nodiscard]] constexpr std::uint64_t weight_tile_of(const layer& spec) noexcept {
+  return std::min(weight_tile_elements,
+                  spec.outputs / 32 * (16 * (std::uint64_t{spec.inputs} * 32 + 16) + 32));
 }
 
 namespace detail {
@@ -223,22 +227,22 @@ struct pass_step {
 
 /// The parts of the workspace. What one step needs of it, or, by `grow_to`, what all need in turn.
 struct workspace {
-  std::uint64_t im2col = 0;
   std::uint64_t weight_tile = 0;
+  std::uint64_t thread_tiles = 0;
   std::uint64_t output_gradients = 0;
   std::uint64_t input = 0;
   std::uint64_t scaled_gradients = 0;
 
   void grow_to(const workspace& other) noexcept {
-    im2col = std::max(im2col, other.im2col);
     weight_tile = std::max(weight_tile, other.weight_tile);
+    thread_tiles = std::max(thread_tiles, other.thread_tiles);
     output_gradients = std::max(output_gradients, other.output_gradients);
     input = std::max(input, other.input);
     scaled_gradients = std::max(scaled_gradients, other.scaled_gradients);
   }
   [[nodiscard]] std::uint64_t bytes() const {
     std::uint64_t sum = 0;
-    for (const auto part : {im2col, weight_tile, output_gradients, input, scaled_gradients}) {
+    for (const auto part : {weight_tile, thread_tiles, output_gradients, input, scaled_gradients}) {
       sum = add(sum, part);
     }
     return sum;
@@ -255,17 +259,23 @@ struct workspace {
   }
   if (!step.spec) return needed;
   const layer& spec = *step.spec;
-  if (spec.kind == layer_kind::conv) {
-    const std::uint64_t pixels = step.outputs / spec.outputs;
-    needed.im2col = im2col_rows(spec.inputs, pixels) * 9 * spec.inputs * compute;
-  }
-  if (options.compute_type() != options.storage) {
-    needed.weight_tile = std::min(spec.weights(), weight_tile_elements) * compute;
-  }
+  if (spec.kind == layer_kind::conv) needed.weight_tile = weight_tile_of(spec) * compute;
+  needed.thread_tiles = multiply(options.threads, thread_tile_elements * compute);
   if (is_trained(spec.kind, options.mode) && compute == 2) {
     needed.scaled_gradients = spec.parameters() * compute;
   }
   return needed;
+}
+
+/// Elements of the two buffers that an inference needs at once. Throws `exceeds_64_bits`.
+[[nodiscard]] inline std::uint64_t two_buffers(std::span<const pass_step> steps) {
+  std::uint64_t most = 0;
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    if (!steps[i].spec) continue;  // a pooling is part of the layer before
+    const bool pooled = i + 1 < steps.size() && !steps[i + 1].spec;
+    most = std::max(most, add(steps[i].inputs, steps[i + (pooled ? 1 : 0)].outputs));
+  }
+  return most;
 }
 
 /// Throws `exceeds_64_bits`.
@@ -274,7 +284,8 @@ struct workspace {
   const std::uint64_t compute = bits_of(options.compute_type()) / 8;
   footprint sum;
   workspace shared;
-  for (const pass_step& step : steps_of(options)) {
+  const std::vector<pass_step> steps = steps_of(options);
+  for (const pass_step& step : steps) {
     layer_footprint row{.name = step.name, .output_shape = step.output};
     row.activation_bytes = multiply(step.outputs, compute);
     if (step.spec) {
@@ -296,14 +307,16 @@ struct workspace {
     sum.masters_bytes += row.masters_bytes;
     sum.gradients_bytes += row.gradients_bytes;
     sum.optimizer_bytes += row.optimizer_bytes;
-    sum.activations_bytes =
-        options.mode == pass_mode::training
-            ? add(sum.activations_bytes, row.activation_bytes)
-            : std::max(sum.activations_bytes, multiply(add(step.inputs, step.outputs), compute));
+    if (options.mode == pass_mode::training) {
+      sum.activations_bytes = add(sum.activations_bytes, row.activation_bytes);
+    }
     sum.layers.push_back(std::move(row));
   }
-  sum.im2col_bytes = shared.im2col;
+  if (options.mode != pass_mode::training) {
+    sum.activations_bytes = multiply(two_buffers(steps), compute);
+  }
   sum.weight_tile_bytes = shared.weight_tile;
+  sum.thread_tiles_bytes = shared.thread_tiles;
   sum.workspace_bytes = shared.bytes();
   for (const auto part : {sum.weights_bytes, sum.masters_bytes, sum.activations_bytes,
                           sum.gradients_bytes, sum.optimizer_bytes, sum.workspace_bytes}) {
