@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <map>
 #include <new>
 #include <optional>
 #include <span>
@@ -147,6 +148,17 @@ inline CLI::Validator height_and_width() {
             return "'" + text + "' is not a height and a width (such as 224x224)";
           },
           ""};
+}
+
+/// Adds an option that takes one of some words, and nothing else.
+template <class Choice>
+CLI::Option* add_choice(CLI::App& app, const std::string& name, Choice& chosen,
+                        const std::map<std::string, Choice>& words,
+                        const std::string& description) {
+  return app
+      .add_option_function<std::string>(
+          name, [&chosen, words](const std::string& word) { chosen = words.at(word); }, description)
+      ->check(CLI::IsMember(words));
 }
 
 /// Adds --threads, which all commands read alike.

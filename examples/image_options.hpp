@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <map>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -68,17 +67,6 @@ inline CLI::Validator real_number(double least, double most) {
                    std::to_string(most);
           },
           ""};
-}
-
-/// Adds an option that takes one of some words, and nothing else.
-template <class Choice>
-CLI::Option* add_choice(CLI::App& app, const std::string& name, Choice& chosen,
-                        const std::map<std::string, Choice>& words,
-                        const std::string& description) {
-  return app
-      .add_option_function<std::string>(
-          name, [&chosen, words](const std::string& word) { chosen = words.at(word); }, description)
-      ->check(CLI::IsMember(words));
 }
 
 /// What both commands ask for.

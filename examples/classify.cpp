@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+// Classifies images with a VGG16: its weights as they lie in the file, the preprocessing that belongs to
+// them, the likeliest classes on standard output.
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "command.hpp"
+#include "npy_file.hpp"
+#include "open_any.hpp"
+
+#include <vggload/convert/overflow.hpp>
+#include <vggload/core/checked.hpp>
+#include <vggload/core/dtype.hpp>
+#include <vggload/core/error.hpp>
+#include <vggload/core/shape.hpp>
+#include <vggload/data/augmentation.hpp>
+#include <vggload/data/decode_options.hpp>
+#include <vggload/data/evaluation_transform.hpp>
+#include <vggload/data/image.hpp>
+#include <vggload/data/image_batch.hpp>
+#include <vggload/data/image_decoder.hpp>
+#include <vggload/data/keras_augmentation.hpp>
+#include <vggload/data/nearest_resize.hpp>
+#include <vggload/data/scratch.hpp>
+#include <vggload/io/atomic_output_file.hpp>
+#include <vggload/load/checkpoint.hpp>
+#include <vggload/load/row_major.hpp>
+#include <vggload/memory/out_of_memory.hpp>
+#include <vggload/network/forward.hpp>
+#include <vggload/vgg16/load.hpp>
+#include <vggload/vgg16/names.hpp>
+
+namespace {
+
+using vggload::vgg16::weight_layout;
+
+constexpr vggload::sample_format input_format{.height = 224, .width = 224};
+
+struct options {
+  std::string weights;
+  std::vector<std::string> images;
+  std::optional<std::string> input_npy;
+  std::optional<std::string> output_npy;
+  std::size_t top = 5;
+  std::size_t batch = 1;
+  unsigned threads = 0;
+  std::optional<vggload::dtype> type;  // none: each weight keeps its own
+  std::optional<std::uint64_t> memory_limit;
+  std::optional<weight_layout> preprocess;  // none: that of the weights' layout
+};
+
+/// What is classified. `prepare` writes one input as the network wants it, [224, 224, 3].
+struct inputs {
+  std::size_t count;
+  std::function<std::string(std::size_t index)> name;
+  std::function<void(std::size_t index, std::span<float> into)> prepare;
+};
+
+/// Images as Keras' `load_img(target_size=(224, 224))` and `vgg16.preprocess_input` make them, or
+/// torchvision's transform for its VGG16, to the bit.
+inputs decoded_images(const std::vector<std::string>& paths, weight_layout convention) {
+  const vggload::evaluation_transform torch(input_format);
+  const vggload::keras_augmentation keras(input_format, {},
+                                          {.preprocessing = vggload::preprocessing::caffe});
+  const auto prepare = [=](const std::string& path, std::span<float> into) {
+    vggload::image_decoder decoder;
+    vggload::scratch memory;  // a photograph's pixels: nothing of them stays beside the network
+    const vggload::image_view pixels = decoder.decode_file(path, {}, memory);
+    if (convention == weight_layout::keras) {
+      const vggload::image_view resized =
+          vggload::nearest_resize(pixels, {input_format.height, input_format.width}, memory);
+      return keras(resized, {}, memory, into);
+    }
+    std::uint64_t index = 0;
+    std::vector<vggload::skipped_image> skipped;
+    vggload::image_sample sample{std::as_writable_bytes(into), {}, index, skipped};
+    torch(pixels, 0, 0, memory, sample);
+  };
+  return {paths.size(), [&paths](std::size_t index) { return paths[index]; },
+          [&paths, prepare](std::size_t index, std::span<float> into) {
+            const std::string& path = paths[index];
+            try {
+              vggload::detail::naming_out_of_memory(path, "preparing it",
+                                                    [&] { prepare(path, into); });
+            } catch (const vggload::error& e) {
+              const std::string shown = vggload::printable(path);
+              if (std::string_view(e.what()).starts_with(shown)) throw;
+              throw vggload::error(shown + ": " + e.what());
+            }
+          }};
+}
+
+/// The rows of an array that somebody has prepared.
+inputs prepared_images(const std::string& path) {
+  const auto file = vggload::open_checkpoint<vggload::reader_list<vggload::npy_reader>>(path);
+  const vggload::tensor_info& array = file.tensors().front();
+  const vggload::shape& dims = array.shape;
+  if (array.dtype != vggload::dtype::f32 || dims.rank() != 4 || dims[0] == 0 ||
+      dims[1] != input_format.height || dims[2] != input_format.width ||
+      dims[3] != input_format.channels) {
+    throw vggload::error(vggload::printable(path) + ": the images are F32 [N, 224, 224, 3], not " +
+                         std::string(vggload::dtype_name(array)) + " " + vggload::to_string(dims));
+  }
+  return {static_cast<std::size_t>(dims[0]),
+          [path](std::size_t index) { return path + "[" + std::to_string(index) + "]"; },
+          [file](std::size_t index, std::span<float> into) {
+            vggload::read_row_major(file, 0, index * into.size_bytes(),
+                                    std::as_writable_bytes(into));
+          }};
+}
+
+/// The classes with the largest logits, from the likeliest on; of equal ones the first. NaNs come last.
+std::vector<std::size_t> likeliest(std::span<const float> logits, std::size_t count) {
+  std::vector<std::size_t> classes(logits.size());
+  std::iota(classes.begin(), classes.end(), std::size_t{0});
+  const auto middle =
+      classes.begin() + static_cast<std::ptrdiff_t>(std::min(count, classes.size()));
+  std::partial_sort(classes.begin(), middle, classes.end(), [&](std::size_t a, std::size_t b) {
+    const bool a_is_number = !std::isnan(logits[a]);
+    const bool b_is_number = !std::isnan(logits[b]);
+    if (a_is_number != b_is_number) return a_is_number;
+    return a_is_number && logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  });
+  classes.erase(middle, classes.end());
+  return classes;
+}
+
+/// A line for each of the likeliest classes: name, rank, class and softmax of its logit, with tabs between.
+std::string lines_of(const std::string& name, std::span<const float> logits, std::size_t count) {
+  const std::vector<std::size_t> classes = likeliest(logits, count);
+  const double largest = logits[classes.front()];
+  const double sum = std::accumulate(
+      logits.begin(), logits.end(), 0.0,
+      [&](double before, float logit) { return before + std::exp(logit - largest); });
+  std::string lines;
+  for (std::size_t rank = 0; rank < classes.size(); ++rank) {
+    const double score = std::exp(logits[classes[rank]] - largest) / sum;
+    std::array<char, 96> text;
+    std::snprintf(text.data(), text.size(), "\t%zu\t%zu\t%.6f\n", rank + 1, classes[rank],
+                  // A NaN may have a sign, which says nothing.
+                  std::isnan(score) ? std::numeric_limits<double>::quiet_NaN() : score);
+    lines.append(vggload::printable(name)).append(text.data());
+  }
+  return lines;
+}
+
+/// Writes [inputs, classes] row by row; the file appears when all are there.
+class logits_file {
+ public:
+  logits_file(const std::string& path, std::size_t inputs, std::size_t classes)
+      : start_(command::npy_start(vggload::dtype::f32, {inputs, classes})),
+        file_(path, start_.size() + inputs * classes * sizeof(float)) {
+    file_.write_at(0, std::as_bytes(std::span(start_)));
+  }
+  /// `first`: elements before these.
+  void write(std::size_t first, std::span<const float> logits) const {
+    file_.write_at(start_.size() + first * sizeof(float), std::as_bytes(logits));
+  }
+  void commit() { file_.commit(); }
+
+ private:
+  std::string start_;
+  vggload::atomic_output_file file_;
+};
+
+void classify(const options& wanted) {
+  command::interruption interrupted;
+  std::optional<inputs> found;
+  if (wanted.input_npy) found = prepared_images(*wanted.input_npy);
+  const vggload::checkpoint file = command::open_any(wanted.weights);
+  const auto model = [&] {
+    command::progress_bar bar("loading");
+    const auto stream = command::stream_options(wanted.threads, interrupted, bar);
+    // Weights that became infinite would classify nothing.
+    return vggload::vgg16::load(file, {.dtype = wanted.type,
+                                       .overflow = vggload::overflow_policy::refuse,
+                                       .threads = wanted.threads,
+                                       .memory_limit = wanted.memory_limit,
+                                       .stop = stream.stop,
+                                       .progress = stream.progress});
+  }();
+  if (!found) {
+    found = decoded_images(wanted.images, wanted.preprocess.value_or(model.weights().layout()));
+  }
+
+  const std::size_t classes = model.report().classes;
+  std::optional<logits_file> output;
+  if (wanted.output_npy) output.emplace(*wanted.output_npy, found->count, classes);
+  const std::size_t image_values = input_format.values();
+  std::vector<float> images(std::min(wanted.batch, found->count) * image_values);
+  std::optional<vggload::network::forward_pass> pass;
+  std::size_t pass_batch = 0;
+  std::string lines;  // said when all is well
+  command::progress_bar bar("classifying");
+  for (std::size_t first = 0; first < found->count; first += wanted.batch) {
+    bar.show(first, found->count);
+    const std::size_t count = std::min(wanted.batch, found->count - first);
+    for (std::size_t i = 0; i < count; ++i) {
+      interrupted.poll();
+      if (interrupted.token().stop_requested()) {
+        throw vggload::cancelled_error(vggload::printable(wanted.weights) + ": interrupted");
+      }
+      found->prepare(first + i, std::span(images).subspan(i * image_values, image_values));
+    }
+    if (pass_batch != count) {
+      pass.reset();  // its memory first
+      pass.emplace(model.weights(),
+                   vggload::network::forward_options{.batch = count, .threads = wanted.threads});
+      pass_batch = count;
+    }
+    const std::span<const float> logits = (*pass)(std::span(images).first(count * image_values));
+    if (output) output->write(first * classes, logits);
+    for (std::size_t i = 0; i < count; ++i) {
+      lines += lines_of(found->name(first + i), logits.subspan(i * classes, classes), wanted.top);
+    }
+  }
+  if (output) output->commit();
+  bar.clear();
+  std::fwrite(lines.data(), 1, lines.size(), stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  CLI::App app("Classifies images with a VGG16.");
+  options wanted;
+  app.add_option(
+         "FILE", wanted.weights,
+         "The weights: safetensors or its shards' index, PyTorch, Keras, HDF5, NumPy, ONNX, "
+         "GGUF")
+      ->required();
+  CLI::Option* const images =
+      app.add_option("IMAGE", wanted.images, "JPEG, PNG, BMP, PPM, PGM or PBM");
+  app.add_option("--top", wanted.top,
+                 "Lines for each image, from the likeliest class on (default: 5)")
+      ->transform(command::whole_number(1, 1U << 20U))
+      ->type_name("K");
+  app.add_option("--npy", wanted.output_npy, "Write the logits, float32 [images, classes]")
+      ->type_name("OUT");
+  app.add_option("--batch", wanted.batch, "Images that are classified at once (default: 1)")
+      ->transform(command::whole_number(1, 1U << 20U))
+      ->type_name("N");
+  command::add_threads(app, wanted.threads);
+  command::add_choice<std::optional<vggload::dtype>>(
+      app, "--dtype", wanted.type,
+      {{"keep", std::nullopt},
+       {"f32", vggload::dtype::f32},
+       {"f16", vggload::dtype::f16},
+       {"bf16", vggload::dtype::bf16}},
+      "Type of the weights in memory: keep (default), f32, f16 or bf16")
+      ->type_name("TYPE");
+  app.add_option("--memory-limit", wanted.memory_limit, "Most memory for the weights, e.g. 300MiB")
+      ->transform(command::byte_size());
+  command::add_choice<std::optional<weight_layout>>(
+      app, "--preprocess", wanted.preprocess,
+      {{"keras", weight_layout::keras}, {"torch", weight_layout::torch}},
+      "How the weights want their images: keras or torch (default: as their layout in the file)")
+      ->type_name("WHOSE");
+  app.add_option("--input-npy", wanted.input_npy,
+                 "Images that are prepared already, instead: float32 [images, 224, 224, 3]")
+      ->type_name("FILE")
+      ->excludes(images);
+  app.callback([&] {
+    if (wanted.images.empty() && !wanted.input_npy) {
+      throw CLI::ValidationError("IMAGE", "at least one, or --input-npy, is wanted");
+    }
+  });
+  return command::run(app, argc, argv, wanted.weights, [&] { classify(wanted); });
+} catch (...) {
+  return command::report_error("classify");
+}
