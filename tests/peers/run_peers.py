@@ -20,6 +20,7 @@ from pathlib import Path
 import check_batches  # noqa: F401 (registers its checks)
 import check_dump  # noqa: F401
 import check_formats  # noqa: F401
+import check_network  # noqa: F401
 import check_plan  # noqa: F401
 import check_precision  # noqa: F401
 import check_safetensors  # noqa: F401
