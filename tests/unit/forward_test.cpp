@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -23,6 +24,7 @@
 #include <doctest/doctest.h>
 
 #include <vggload/convert/convert.hpp>
+#include <vggload/convert/overflow.hpp>
 #include <vggload/io/safetensors_writer.hpp>
 #include <vggload/load/checkpoint.hpp>
 #include <vggload/memory/ledger.hpp>
@@ -306,6 +308,45 @@ TEST_CASE("weights that stay in their file give the same bits as loaded ones") {
       }
     }
   }
+}
+
+TEST_CASE(
+    "weights that a narrower type cannot hold are kept, made finite, or refused with their place") {
+  using vggload::overflow_policy;
+  const test::temporary_folder folder;
+  const std::string path = write_file(folder, {});
+  const auto file = vggload::open_checkpoint(path);
+  // block5_conv3's weight [512, 512, 3, 3]: the last element.
+  const std::size_t tensor = *file.find("features.28.weight");
+  const float large = 70000;
+  {
+    std::fstream bytes(path, std::ios::in | std::ios::out | std::ios::binary);
+    const auto view = *file.view(tensor);
+    const auto begin = view.data() - file.view(*file.find("features.0.weight"))->data();
+    std::string all = test::read_file(path);
+    const auto first = static_cast<std::ptrdiff_t>(all.size()) -
+                       static_cast<std::ptrdiff_t>(4 * vgg16::parameter_count(false));
+    bytes.seekp(first + begin + static_cast<std::ptrdiff_t>(view.size()) - 4);
+    bytes.write(reinterpret_cast<const char*>(&large), 4);
+  }
+  const std::vector<float> image = random_images(image_values);
+  const auto maps_of = [&](overflow_policy policy) {
+    const vggload::network::streamed_weights weights(file, dtype::f16, false, policy);
+    forward_pass pass(weights, {.height = height, .width = width, .threads = 2});
+    const auto maps = pass(image);
+    return std::vector<float>(maps.begin(), maps.end());
+  };
+  CHECK_FALSE(std::ranges::all_of(maps_of(overflow_policy::keep),
+                                  [](float value) { return std::isfinite(value); }));
+  const auto model = vgg16::load(
+      file, {.dtype = dtype::f16, .overflow = overflow_policy::saturate, .include_top = false});
+  forward_pass loaded(model.weights(), {.height = height, .width = width, .threads = 1});
+  CHECK(std::ranges::equal(maps_of(overflow_policy::saturate), loaded(image)));
+  CHECK(test::message_of<vggload::overflow_error>([&] {
+          (void)maps_of(overflow_policy::refuse);
+        }) == path +
+                  ": tensor 'features.28.weight': F32 70000 at [511, 511, 2, 2] exceeds F16, whose "
+                  "largest value is 65504");
 }
 
 TEST_CASE("a file that ends while it is read is an error with the tensor's name") {

@@ -156,6 +156,15 @@ struct resolved_transfer {
   return text.data();
 }
 
+/// What an `overflow_error` says: which element of a file's tensor exceeds the type it is rounded to.
+[[nodiscard]] inline std::string overflow_text(std::string_view path, const tensor_info& info,
+                                               std::uint64_t element, double value, dtype to) {
+  return printable(path) + ": tensor " + in_quotes(info.name) + ": " +
+         std::string(name_of(info.dtype)) + " " + value_text(info.dtype, value) + " at " +
+         index_text(info, element) + " exceeds " + std::string(name_of(to)) +
+         ", whose largest value is " + value_text(to, largest_finite(to));
+}
+
 template <weight_reader Reader>
 [[nodiscard]] std::vector<resolved_transfer> resolve_transfers(const Reader& reader,
                                                                std::span<const transfer> transfers,
@@ -450,12 +459,8 @@ class stream_run {
 
   [[noreturn]] void throw_overflow() const {
     const resolved_transfer& t = transfers_[first_overflow_->transfer];
-    const tensor_info& info = reader_.tensors()[t.tensor];
-    throw overflow_error(
-        printable(reader_.path()) + ": tensor " + in_quotes(info.name) + ": " +
-        std::string(name_of(t.from)) + " " + value_text(t.from, first_overflow_->value) + " at " +
-        index_text(info, first_overflow_->element) + " exceeds " + std::string(name_of(t.to)) +
-        ", whose largest value is " + value_text(t.to, largest_finite(t.to)));
+    throw overflow_error(overflow_text(reader_.path(), reader_.tensors()[t.tensor],
+                                       first_overflow_->element, first_overflow_->value, t.to));
   }
 
   void add_progress(unsigned worker, std::uint64_t source_bytes, std::uint64_t bytes) {

@@ -91,16 +91,16 @@ class forward_pass {
                      }) {}
 
   /// The same with weights that are read in each pass. Throws `unsupported_error` as well where a tensor is compressed or
-  /// permuted, which cannot be read in parts. A pass throws `io_error`.
+  /// permuted, which cannot be read in parts. A pass throws `io_error` and `overflow_error`.
   forward_pass(const streamed_weights& weights, const forward_options& options)
       : forward_pass(options, weights.layers().layers.size(),
                      [&](std::size_t i, const vgg16::layer&) {
                        const vgg16::bound_layer& bound = weights.layers().layers[i];
                        return detail::weight_matrix(
                            detail::weight_source(weights.file(), bound.weight, bound.weight_shape,
-                                                 weights.weight_type(i)),
+                                                 weights.weight_type(i), weights.overflow()),
                            detail::weight_source(weights.file(), bound.bias, bound.bias_shape,
-                                                 weights.bias_type(i)),
+                                                 weights.bias_type(i), weights.overflow()),
                            weights.layers().layout, bound.spec);
                      }) {}
 
@@ -323,8 +323,12 @@ class forward_pass {
       if (matrix.spec().kind == vgg16::layer_kind::conv) {
         const std::size_t shrink = each.pooled ? 2 : 1;
         const map_size made{size.height / shrink, size.width / shrink, matrix.outputs()};
+        const bool writes_front = at_front;
         float* const maps = output(batch * made.values());
-        convolve(each, input, size, maps, self);
+        convolve(each, input, size, maps,
+                 tile_for(matrix, i == 0 ? 0 : batch * size.values(), batch * made.values(),
+                          writes_front),
+                 self);
         size = made;
         input = maps;
       } else {
@@ -351,9 +355,21 @@ class forward_pass {
     return input;
   }
 
+  /// Where a convolution's weights are packed. Of a file in Keras' layout all outputs lie side by side, and are read again
+  /// for each tile: then what is free between input and output does better, if it is larger.
+  [[nodiscard]] std::span<float> tile_for(const detail::weight_matrix& matrix,
+                                          std::size_t input_values, std::size_t output_values,
+                                          bool writes_front) const noexcept {
+    if (!matrix.outputs_adjacent() || !matrix.weight().is_in_file()) return weight_tile_;
+    const std::span<float> free =
+        activations_.subspan(writes_front ? output_values : input_values,
+                             activations_.size() - input_values - output_values);
+    return free.size() > weight_tile_.size() ? free : weight_tile_;
+  }
+
   void convolve(const step& layer, const float* input, const map_size& size, float* output,
-                worker& self) {
-    detail::packed_panels packed(layer.matrix, kernels_, weight_tile_);
+                std::span<float> tile, worker& self) {
+    detail::packed_panels packed(layer.matrix, kernels_, tile);
     const std::size_t all = layer.matrix.outputs() / kernels_.panel;
     for (std::size_t first = 0; first < all; first += packed.most_panels()) {
       const std::size_t panels = std::min(packed.most_panels(), all - first);
@@ -568,47 +584,68 @@ class forward_pass {
     }
   }
 
-  /// Where the weights of an input lie side by side: each worker makes some of the outputs.
+  /// Where the weights of an input lie side by side: sums over blocks of inputs, and then their sum. So weights are read
+  /// in long runs, each once, and by any thread.
   void multiply_columns(const detail::weight_matrix& matrix, const float* input, float* output,
                         bool relu, worker& self) {
-    constexpr std::size_t rows_at_once = 8;
+    constexpr std::size_t block_rows = 256;
+    constexpr std::size_t most_images = 16;
     const auto batch = static_cast<std::size_t>(options_.batch);
     const std::size_t inputs = matrix.inputs();
     const std::size_t outputs = matrix.outputs();
-    const auto [begin, end] = self.share(outputs, 16);
-    const std::size_t columns = end - begin;
-    if (columns == 0) return;
-    for (std::size_t image = 0; image < batch; ++image) {
-      matrix.get_bias(begin, columns, output + image * outputs + begin, self.memory);
+    const std::size_t room = weight_tile_.size() / outputs;  // rows of sums
+    const std::size_t at_once = std::min(most_images, room);
+    for (std::size_t image = 0; image < batch; image += at_once) {
+      const std::size_t images = std::min(batch - image, at_once);
+      const std::size_t blocks = std::min((inputs + block_rows - 1) / block_rows, room / images);
+      while (const auto block = next(self, blocks)) {
+        const range rows{inputs * *block / blocks, inputs * (*block + 1) / blocks};
+        add_rows(matrix, input + image * inputs, rows, images,
+                 weight_tile_.data() + *block * images * outputs, self);
+      }
+      meet(self);
+      sum_blocks(matrix, blocks, images, output + image * outputs, relu, self);
+      meet(self);
     }
-    for (std::size_t k = 0; k < inputs; k += rows_at_once) {
-      const std::size_t rows = std::min(rows_at_once, inputs - k);
-      const float* weights = matrix.weight().values();
-      std::size_t stride = outputs;
-      if (weights != nullptr) {
-        weights += k * outputs + begin;
-      } else if (columns == outputs) {
-        weights = matrix.weight().get(k * outputs, rows * outputs, self.memory.room(),
-                                      self.memory.staging());
-      } else {
-        stride = columns;
-        weights = self.memory.room();
-        for (std::size_t r = 0; r < rows; ++r) {
-          (void)matrix.weight().get((k + r) * outputs + begin, columns,
-                                    self.memory.room() + r * columns, self.memory.staging());
+  }
+
+  /// The products of some of the inputs with all their weights: `sums` [images, outputs].
+  void add_rows(const detail::weight_matrix& matrix, const float* input, range rows,
+                std::size_t images, float* sums, const worker& self) const {
+    const std::size_t outputs = matrix.outputs();
+    const std::size_t room = self.memory.room_floats();
+    // Whole rows, or of very long ones a part of one.
+    const std::size_t at_once = 8 * outputs <= room ? 8 : 1;
+    std::fill_n(sums, images * outputs, 0.0F);
+    for (std::size_t row = rows.first; row < rows.second; row += at_once) {
+      const std::size_t some = std::min(at_once, rows.second - row);
+      for (std::size_t first = 0; first < outputs; first += room) {
+        const std::size_t columns = std::min(room, outputs - first);
+        const float* const weights = matrix.weight().get(row * outputs + first, some * columns,
+                                                         self.memory.room(), self.memory.staging());
+        for (std::size_t image = 0; image < images; ++image) {
+          kernels_.add_scaled_rows(weights, outputs, input + image * matrix.inputs() + row, some,
+                                   columns, sums + image * outputs + first);
         }
       }
-      for (std::size_t image = 0; image < batch; ++image) {
-        kernels_.add_scaled_rows(weights, stride, input + image * inputs + k, rows, columns,
-                                 output + image * outputs + begin);
-      }
     }
-    if (!relu) return;
-    for (std::size_t image = 0; image < batch; ++image) {
-      for (std::size_t i = begin; i < end; ++i) {
-        float& value = output[image * outputs + i];
-        value = detail::rectified(value);
+  }
+
+  /// Biases, and the sums of the blocks in their order.
+  void sum_blocks(const detail::weight_matrix& matrix, std::size_t blocks, std::size_t images,
+                  float* output, bool relu, const worker& self) const {
+    const std::size_t outputs = matrix.outputs();
+    const auto [begin, end] = self.share(outputs, 16);
+    const std::size_t columns = end - begin;
+    for (std::size_t image = 0; image < images; ++image) {
+      float* const values = output + image * outputs + begin;
+      matrix.get_bias(begin, columns, values, self.memory);
+      for (std::size_t block = 0; block < blocks; ++block) {
+        const float* const sums = weight_tile_.data() + (block * images + image) * outputs + begin;
+        for (std::size_t i = 0; i < columns; ++i) values[i] += sums[i];
       }
+      if (!relu) continue;
+      for (std::size_t i = 0; i < columns; ++i) values[i] = detail::rectified(values[i]);
     }
   }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <vggload/convert/convert.hpp>
+#include <vggload/convert/overflow.hpp>
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
 #include <vggload/io/weight_reader.hpp>
@@ -22,11 +23,12 @@ namespace vggload::network {
 class streamed_weights {
  public:
   /// `types`: what the weights are rounded to before they are used, as a load would; by default they are used as they
-  /// are in the file. Without the top its tensors may be missing. Reads nothing yet. Throws `binding_error`, and
-  /// `unsupported_error` where the weights cannot have the type.
+  /// are in the file. `overflow`: what becomes of those that the type cannot hold. Without the top its tensors may be
+  /// missing. Reads nothing yet. Throws `binding_error`, and `unsupported_error` where the weights cannot have the type.
   explicit streamed_weights(checkpoint file, const dtype_policy& types = std::nullopt,
-                            bool include_top = true)
-      : file_(std::move(file)), bound_(vgg16::bind(file_, include_top)) {
+                            bool include_top = true,
+                            overflow_policy overflow = overflow_policy::keep)
+      : file_(std::move(file)), bound_(vgg16::bind(file_, include_top)), overflow_(overflow) {
     for (const vgg16::bound_layer& layer : bound_.layers) {
       weight_types_.push_back(type_of(layer.weight, types));
       bias_types_.push_back(type_of(layer.bias, types));
@@ -35,6 +37,7 @@ class streamed_weights {
 
   [[nodiscard]] const checkpoint& file() const noexcept { return file_; }
   [[nodiscard]] const vgg16::binding& layers() const noexcept { return bound_; }
+  [[nodiscard]] overflow_policy overflow() const noexcept { return overflow_; }
   [[nodiscard]] dtype weight_type(std::size_t layer) const noexcept { return weight_types_[layer]; }
   [[nodiscard]] dtype bias_type(std::size_t layer) const noexcept { return bias_types_[layer]; }
 
@@ -52,6 +55,7 @@ class streamed_weights {
 
   checkpoint file_;
   vgg16::binding bound_;
+  overflow_policy overflow_;
   std::vector<dtype> weight_types_;
   std::vector<dtype> bias_types_;
 };

@@ -28,6 +28,7 @@ struct workspace {
   std::span<float> all;
 
   [[nodiscard]] float* room() const noexcept { return all.data(); }
+  [[nodiscard]] std::size_t room_floats() const noexcept { return all.size() - staging_floats; }
   [[nodiscard]] std::span<std::byte> staging() const noexcept {
     return std::as_writable_bytes(all.last(staging_floats));
   }

@@ -9,14 +9,20 @@
 #include <utility>
 
 #include <vggload/convert/convert.hpp>
+#include <vggload/convert/overflow.hpp>
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
 #include <vggload/core/tensor_view.hpp>
 #include <vggload/io/weight_reader.hpp>
 #include <vggload/load/checkpoint.hpp>
+#include <vggload/load/stream.hpp>
 
 namespace vggload::network::detail {
+
+using vggload::detail::for_each_overflow;
+using vggload::detail::make_finite;
+using vggload::detail::overflow_text;
 
 /// A tensor's elements as FP32, in the order in which they lie: those of a view, or of a file that is read whenever
 /// some are wanted. The view's bytes, or the file, must live as long.
@@ -36,12 +42,14 @@ class weight_source {
 
   /// A tensor of a file, which is shown with the shape `dims` and whose elements are rounded to `stored` first. Throws
   /// `unsupported_error` where it cannot be read in parts.
-  weight_source(const checkpoint& file, std::size_t tensor, shape dims, dtype stored)
+  weight_source(const checkpoint& file, std::size_t tensor, shape dims, dtype stored,
+                overflow_policy overflow)
       : dims_(std::move(dims)),
         order_(file.tensors()[tensor].order),
         type_(stored),
         file_(&file),
-        tensor_(tensor) {
+        tensor_(tensor),
+        overflow_(overflow) {
     const tensor_info& info = file.tensors()[tensor];
     if (info.sequential || is_permuted(info)) {
       throw unsupported_error(printable(file.path()) + ": tensor " + in_quotes(info.name) +
@@ -64,11 +72,13 @@ class weight_source {
   [[nodiscard]] dtype type() const noexcept { return type_; }
   /// Whether they can be widened to FP32.
   [[nodiscard]] bool is_readable() const noexcept { return widen_ != nullptr; }
+  /// Whether each `get` reads the file.
+  [[nodiscard]] bool is_in_file() const noexcept { return file_ != nullptr; }
   /// All elements, where they lie in memory as FP32, and aligned; nullptr otherwise.
   [[nodiscard]] const float* values() const noexcept { return values_; }
 
   /// `count` elements from the one at `first` on: where they are, or brought to `room` by way of `staging`, which holds
-  /// some elements of any type. Throws `io_error` with the tensor's name.
+  /// some elements of any type. Throws `io_error` with the tensor's name, and `overflow_error`.
   [[nodiscard]] const float* get(std::uint64_t first, std::size_t count, float* room,
                                  std::span<std::byte> staging) const {
     if (values_ != nullptr) return values_ + first;
@@ -81,8 +91,12 @@ class weight_source {
       const std::size_t at_once = staging.size() / element_;
       for (std::size_t done = 0; done < count; done += at_once) {
         const std::size_t some = std::min(at_once, count - done);
-        read(first + done, staging.first(some * element_));
-        if (round_ != nullptr) (void)round_(staging.data(), staging.data(), some);
+        const auto window = staging.first(some * element_);
+        read(first + done, window);
+        if (round_ != nullptr && round_(window.data(), window.data(), some) &&
+            overflow_ != overflow_policy::keep) {
+          treat_overflow(first + done, some, window, widened + done * sizeof(float));
+        }
         (void)widen_(staging.data(), widened + done * sizeof(float), some);
       }
     }
@@ -90,6 +104,23 @@ class weight_source {
   }
 
  private:
+  /// Rounds a window once more, with its source at hand: it may have overflowed. `room`: where the results fit.
+  void treat_overflow(std::uint64_t first, std::size_t count, std::span<std::byte> window,
+                      std::byte* room) const {
+    const tensor_info& info = file_->tensors()[tensor_];
+    read(first, window);
+    (void)round_(window.data(), room, count);
+    for_each_overflow(
+        info.dtype, type_, window.data(), room, count,
+        [&, this](std::size_t i, double value, std::byte* place) {
+          if (overflow_ == overflow_policy::refuse) {
+            throw overflow_error(overflow_text(file_->path(), info, first + i, value, type_));
+          }
+          make_finite(type_, place);
+        });
+    std::copy_n(room, count * bits_of(type_) / 8, window.data());
+  }
+
   void read(std::uint64_t first, std::span<std::byte> to) const {
     try {
       file_->read(tensor_, first * element_, to);
@@ -107,6 +138,7 @@ class weight_source {
   const float* values_ = nullptr;
   const checkpoint* file_ = nullptr;
   std::size_t tensor_ = 0;
+  overflow_policy overflow_ = overflow_policy::keep;
   std::size_t element_ = 0;  // bytes of one, where it is read
   conversion round_ = nullptr;
   conversion widen_ = nullptr;
