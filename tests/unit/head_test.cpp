@@ -21,7 +21,6 @@
 
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
-#include <vggload/core/shape.hpp>
 #include <vggload/memory/ledger.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 #include <vggload/network/head.hpp>
@@ -34,7 +33,6 @@
 using namespace vggload::network;
 using test::message_of;
 using vggload::memory_role;
-using vggload::shape;
 
 namespace {
 

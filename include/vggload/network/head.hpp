@@ -405,7 +405,8 @@ class head {
   /// The gradient that the last `backward` gave, in FP32. `out` has the parameter's size, which is
   /// trained.
   void read_gradient(std::size_t parameter, std::span<float> out) const noexcept {
-    compute(layout_.parameters[parameter].gradient).read(0, out);
+    const number_view gradients = compute(layout_.parameters[parameter].gradient);
+    gradients.read(0, out);
   }
   /// One of the optimizer's values for each weight of a parameter that is trained.
   [[nodiscard]] std::span<float> optimizer_state(std::size_t parameter,
@@ -533,7 +534,7 @@ class head {
     std::array<std::span<float>, 4> state;
     for (const detail::head_layout::parameter& each : layout_.parameters) {
       if (!each.info.trained) continue;
-      const number_buffer source = compute(each.gradient);
+      const number_view source = compute(each.gradient);
       for (std::size_t first = 0; first < each.elements; first += gradients.size()) {
         const std::size_t count = std::min(gradients.size(), each.elements - first);
         source.read(first, std::span(gradients).first(count));

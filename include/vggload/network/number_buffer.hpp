@@ -47,32 +47,35 @@ class number_view {
 };
 
 /// The same, and written, too.
-class number_buffer : public number_view {
+class number_buffer {
  public:
-  number_buffer() = default;
-  number_buffer(dtype type, std::byte* data) noexcept : number_view(type, data), data_(data) {}
+  number_buffer(dtype type, std::byte* data) noexcept : type_(type), data_(data) {}
 
+  [[nodiscard]] dtype type() const noexcept { return type_; }
   [[nodiscard]] std::byte* data() const noexcept { return data_; }
+  operator number_view() const noexcept {  // NOLINT(google-explicit-constructor)
+    return {type_, data_};
+  }
 
   /// The numbers from `first` on become `values`, rounded. Returns whether all of them are finite where
   /// they have 16 bits, and true for FP32, whose are not looked at.
   bool write(std::size_t first, std::span<const float> values) const noexcept {
-    return !find_conversion(dtype::f32, type())(std::as_bytes(values).data(),
-                                                data_ + first * bits_of(type()) / 8, values.size());
+    return !find_conversion(dtype::f32, type_)(std::as_bytes(values).data(),
+                                               data_ + first * bits_of(type_) / 8, values.size());
   }
 
   /// Room for a product of `rows` x `columns` from `first` on: in place for FP32, else `tile`, from
   /// which `write` takes it.
   [[nodiscard]] row_matrix<float> room(std::size_t first, std::size_t rows, std::size_t columns,
                                        std::size_t stride, std::span<float> tile) const noexcept {
-    if (type() == dtype::f32) {
+    if (type_ == dtype::f32) {
       return {reinterpret_cast<float*>(data_) + first, rows, columns, stride};
     }
     return {tile.data(), rows, columns, columns};
   }
   /// Writes what lies in such a room. Returns as the other `write`.
   bool write(std::size_t first, const row_matrix<float>& room, std::size_t stride) const noexcept {
-    if (type() == dtype::f32) return true;
+    if (type_ == dtype::f32) return true;
     bool finite = true;
     for (std::size_t row = 0; row < room.rows; ++row) {
       finite &= write(first + row * stride, {room.values + row * room.stride, room.columns});
@@ -81,7 +84,8 @@ class number_buffer : public number_view {
   }
 
  private:
-  std::byte* data_ = nullptr;
+  dtype type_;
+  std::byte* data_;
 };
 
 }  // namespace vggload::network
