@@ -24,6 +24,7 @@ import check_network  # noqa: F401
 import check_plan  # noqa: F401
 import check_precision  # noqa: F401
 import check_safetensors  # noqa: F401
+import check_training  # noqa: F401
 import check_usage  # noqa: F401
 import check_vgg16  # noqa: F401
 from support import CHECKS, Context

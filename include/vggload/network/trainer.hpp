@@ -25,9 +25,9 @@ namespace vggload::network {
 /// A head and how it is trained.
 struct training_options {
   /// Of one image: [height, width, channels], as VGG16 without its top gives them, or [values].
-  shape features;
+  shape features = {};
   /// The last one is `dense(classes)`, whose outputs are the logits.
-  std::vector<head_layer> layers;
+  std::vector<head_layer> layers = {};
   /// Images that are worked on at once, at most.
   std::size_t max_batch = 32;
   precision_policy policy = precision_policy::f32;
