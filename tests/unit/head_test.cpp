@@ -19,6 +19,7 @@
 
 #include <doctest/doctest.h>
 
+#include <vggload/convert/convert.hpp>
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
 #include <vggload/memory/ledger.hpp>
@@ -27,8 +28,10 @@
 #include <vggload/network/head_layer.hpp>
 #include <vggload/network/loss.hpp>
 #include <vggload/network/mixed_precision.hpp>
+#include <vggload/network/product.hpp>
 
 #include "../support/message_of.hpp"
+#include "../support/simd_levels.hpp"
 
 using namespace vggload::network;
 using test::message_of;
@@ -262,6 +265,66 @@ constexpr std::array policies{precision_policy::f32, precision_policy::mixed_flo
                               precision_policy::mixed_bfloat16};
 
 }  // namespace
+
+TEST_CASE("products of all shapes are sums of products, at every level, and touch nothing beside") {
+  // Rows that are parts of longer ones; sizes beside and beyond those of the parts that are packed.
+  struct sizes {
+    std::size_t rows;
+    std::size_t count;
+    std::size_t columns;
+  };
+  constexpr std::array all{sizes{1, 1, 1},   sizes{3, 5, 7},     sizes{32, 300, 33},
+                           sizes{65, 2, 64}, sizes{130, 17, 70}, sizes{14, 513, 32}};
+  constexpr std::size_t gap = 3;
+  for (const auto& [rows, count, columns] : all) {
+    CAPTURE(rows);
+    CAPTURE(count);
+    CAPTURE(columns);
+    const std::size_t a_stride = std::max(rows, count) + gap;
+    const std::size_t b_stride = std::max(count, columns) + gap;
+    const std::size_t c_stride = columns + gap;
+    const std::vector<float> a = random_numbers(std::max(rows, count) * a_stride, 1);
+    const std::vector<float> b = random_numbers(std::max(count, columns) * b_stride, 2);
+    const std::vector<float> before = random_numbers(rows * c_stride, 3);
+    for (const int kind : {0, 1, 2}) {
+      for (const product_result result : {product_result::replaced, product_result::added_to}) {
+        for (const vggload::simd_level level : test::simd_levels()) {
+          std::vector<float> c = before;
+          const row_matrix<float> to{c.data(), rows, columns, c_stride};
+          if (kind == 0) {
+            multiply({a.data(), rows, count, a_stride}, {b.data(), count, columns, b_stride}, to,
+                     result, level);
+          } else if (kind == 1) {
+            multiply_first_transposed({a.data(), count, rows, a_stride},
+                                      {b.data(), count, columns, b_stride}, to, result, level);
+          } else {
+            multiply_second_transposed({a.data(), rows, count, a_stride},
+                                       {b.data(), columns, count, b_stride}, to, result, level);
+          }
+          double off = 0;
+          bool beside = true;
+          for (std::size_t i = 0; i < c.size(); ++i) {
+            const std::size_t row = i / c_stride;
+            const std::size_t column = i % c_stride;
+            if (column >= columns) {
+              beside = beside && c[i] == before[i];
+              continue;
+            }
+            double sum = result == product_result::added_to ? double{before[i]} : 0;
+            for (std::size_t k = 0; k < count; ++k) {
+              const float x = kind == 1 ? a[k * a_stride + row] : a[row * a_stride + k];
+              const float y = kind == 2 ? b[column * b_stride + k] : b[k * b_stride + column];
+              sum += double{x} * double{y};
+            }
+            off = std::max(off, std::abs(double{c[i]} - sum));
+          }
+          CHECK(beside);
+          CHECK(off < 2e-5);
+        }
+      }
+    }
+  }
+}
 
 TEST_CASE("logits are the layers' and gradients the loss's slopes") {
   const std::vector<std::vector<head_layer>> heads{

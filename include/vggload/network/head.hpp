@@ -342,8 +342,8 @@ class head_layout {
 
 /// Layers that are trained on features: forward, backward, and the weights. Weights, gradients, the
 /// optimizer's state, activations and workspace are one arena of exactly the bytes of `plan_head`; a step
-/// allocates nothing beside, but what products pack of their factors. What comes out depends on the
-/// options, the weights and the input alone. One call at a time. Moves and copies: neither.
+/// allocates nothing beside. What comes out depends on the options, the weights and the input alone, on processors
+/// that round alike. One call at a time. Moves and copies: neither.
 class head {
  public:
   /// Draws the first weights. Throws what `plan_head` throws, and `out_of_memory`.
