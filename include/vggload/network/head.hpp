@@ -409,14 +409,20 @@ class head {
     gradients.read(0, out);
   }
   /// One of the optimizer's values for each weight of a parameter that is trained.
+  [[nodiscard]] std::span<const float> optimizer_state(std::size_t parameter,
+                                                       std::size_t number) const noexcept {
+    return floats(layout_.parameters[parameter].state + number);
+  }
   [[nodiscard]] std::span<float> optimizer_state(std::size_t parameter,
                                                  std::size_t number) noexcept {
     return floats(layout_.parameters[parameter].state + number);
   }
   /// The remembered weights of a parameter that is trained; empty without room for them.
+  [[nodiscard]] std::span<const float> best_values(std::size_t parameter) const noexcept {
+    return floats(layout_.parameters[parameter].best);
+  }
   [[nodiscard]] std::span<float> best_values(std::size_t parameter) noexcept {
-    const std::size_t piece = layout_.parameters[parameter].best;
-    return piece == detail::head_layout::none ? std::span<float>() : floats(piece);
+    return floats(layout_.parameters[parameter].best);
   }
 
   /// The logits, [images, classes], which stay until the next call. `features`: [images, ...], row-major; after a

@@ -58,30 +58,38 @@ class checksum {
   std::uint64_t state_ = 0;
 };
 
-/// A tensor of a training and where its values are.
+/// A tensor of a training and where its values are. `Value` is float or const float.
+template <class Value>
 struct training_tensor {
   tensor_info info;
-  std::span<float> values;
+  std::span<Value> values;
 };
 
-/// All but the history, in the file's order.
-[[nodiscard]] inline std::vector<training_tensor> training_tensors(trainer& model) {
-  head& trained = model.head();
-  std::vector<training_tensor> tensors;
+[[nodiscard]] inline std::span<const float> values_of(const head& model, std::size_t parameter) {
+  return model.values(parameter);
+}
+[[nodiscard]] inline std::span<float> values_of(head& model, std::size_t parameter) {
+  return model.mutable_values(parameter);
+}
+
+/// All but the history, in the file's order. `Head` is head or const head.
+template <class Head>
+[[nodiscard]] auto training_tensors(Head& model) {
+  using value = std::conditional_t<std::is_const_v<Head>, const float, float>;
+  std::vector<training_tensor<value>> tensors;
   const auto add = [&](const std::string& name, const head_parameter& parameter,
-                       std::span<float> values) {
+                       std::span<value> values) {
     tensors.push_back({{name, dtype::f32, parameter.shape, values.size_bytes()}, values});
   };
-  for (std::size_t i = 0; i < trained.parameters().size(); ++i) {
-    const head_parameter& parameter = trained.parameters()[i];
-    add(parameter.name, parameter, trained.mutable_values(i));
+  for (std::size_t i = 0; i < model.parameters().size(); ++i) {
+    const head_parameter& parameter = model.parameters()[i];
+    add(parameter.name, parameter, values_of(model, i));
     if (!parameter.trained) continue;
-    for (std::size_t k = 0; k < trained.options().optimizer_state; ++k) {
+    for (std::size_t k = 0; k < model.options().optimizer_state; ++k) {
       add(parameter.name + ".state_" + std::to_string(k + 1), parameter,
-          trained.optimizer_state(i, k));
+          model.optimizer_state(i, k));
     }
-    if (model.options().keeps_best)
-      add(parameter.name + ".best", parameter, trained.best_values(i));
+    if (model.options().keeps_best) add(parameter.name + ".best", parameter, model.best_values(i));
   }
   return tensors;
 }
@@ -135,7 +143,7 @@ inline constexpr double no_metric = std::numeric_limits<double>::quiet_NaN();
 class training_reader {
  public:
   training_reader(trainer& model, const std::string& path, std::span<const metadata_entry> context)
-      : model_(model), file_(input_file(path)), tensors_(training_tensors(model)) {
+      : model_(model), file_(input_file(path)), tensors_(training_tensors(model.head())) {
     check_identity(training_identity(model, context));
     read_progress();
     check_tensors();
@@ -264,7 +272,7 @@ class training_reader {
 
   trainer& model_;
   safetensors_reader file_;
-  std::vector<training_tensor> tensors_;
+  std::vector<training_tensor<float>> tensors_;
   training_progress progress_;
   network::loss_scale scale_{model_.options().loss_scale};
 };
@@ -278,9 +286,7 @@ class training_reader {
 /// is resumed. Allocates names and numbers, no tensor. Throws `io_error`.
 inline void save_training(const trainer& model, const std::string& path,
                           std::span<const metadata_entry> context = {}) {
-  // Only looked at.
-  auto& readable = const_cast<trainer&>(model);  // NOLINT(cppcoreguidelines-pro-type-const-cast)
-  const std::vector<detail::training_tensor> tensors = detail::training_tensors(readable);
+  const auto tensors = detail::training_tensors(model.head());
   std::vector<metadata_entry> metadata = detail::training_identity(model, context);
   training_progress progress = model.progress();
   double scale = model.loss_scale().value();
@@ -310,7 +316,7 @@ inline void save_training(const trainer& model, const std::string& path,
   }
   sum.add(std::as_bytes(std::span(history)));
   std::vector<tensor_info> infos{detail::history_info(progress.history.size())};
-  for (const detail::training_tensor& tensor : tensors) {
+  for (const auto& tensor : tensors) {
     sum.add(std::as_bytes(tensor.values));
     infos.push_back(tensor.info);
   }
