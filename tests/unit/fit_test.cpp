@@ -671,6 +671,24 @@ TEST_CASE("a checkpoint is a safetensors file with names, shapes, options and hi
   CHECK(folder.count() == 1);
 }
 
+TEST_CASE("no validation and one that is no number are kept apart") {
+  const temporary_folder folder;
+  trainer saved(options_of());
+  const double nan = std::nan("");
+  saved.progress().history = {{0.5, 0.25}, {0.5, 0.25, nan, 0.75}, {0.5, 0.25, 2.0, 0.0}};
+  saved.progress().epoch = 3;
+  save_training(saved, folder.file("checkpoint"));
+  trainer model(options_of());
+  resume_training(model, folder.file("checkpoint"));
+  const std::vector<epoch_metrics>& history = model.progress().history;
+  REQUIRE(history.size() == 3);
+  CHECK(history[0] == epoch_metrics{0.5, 0.25});
+  REQUIRE(history[1].val_loss);
+  CHECK(std::isnan(*history[1].val_loss));
+  CHECK(history[1].val_accuracy == 0.75);
+  CHECK(history[2] == epoch_metrics{0.5, 0.25, 2.0, 0.0});
+}
+
 TEST_CASE("a checkpoint of another training is refused, with what differs") {
   const temporary_folder folder;
   const std::string path = folder.file("checkpoint");

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -137,7 +136,7 @@ void visit_progress(training_progress& progress, double& scale, std::uint64_t& f
 }
 
 inline constexpr std::uint64_t no_epoch = std::numeric_limits<std::uint64_t>::max();
-inline constexpr double no_metric = std::numeric_limits<double>::quiet_NaN();
+inline constexpr double no_metric = -1;  // neither a loss nor an accuracy; both can be a NaN
 
 /// Reads a checkpoint in two passes: the first looks whether all is right and changes nothing.
 class training_reader {
@@ -156,7 +155,7 @@ class training_reader {
     for (std::size_t i = 0; i < progress_.history.size(); ++i) {
       const auto row = std::span(history).subspan(i * 4, 4);
       const auto metric = [](double value) {
-        return std::isnan(value) ? std::nullopt : std::optional(value);
+        return value == no_metric ? std::nullopt : std::optional(value);
       };
       progress_.history[i] = {row[0], row[1], metric(row[2]), metric(row[3])};
     }
@@ -281,7 +280,7 @@ class training_reader {
 
 /// Writes all that a training needs to go on to one safetensors file, which is replaced whole: weights
 /// and the optimizer's state as FP32 tensors, history ([epochs, 4]: loss, accuracy, val_loss,
-/// val_accuracy, NaN where there is none) as F64, options and progress as metadata. `context`: what
+/// val_accuracy, -1 where there is none) as F64, options and progress as metadata. `context`: what
 /// belongs to the training beyond its options (the images' folder, the base's weights); compared when it
 /// is resumed. Allocates names and numbers, no tensor. Throws `io_error`.
 inline void save_training(const trainer& model, const std::string& path,
