@@ -553,6 +553,26 @@ TEST_CASE("batches that lost all images are passed over, and skipped ones, too")
   CHECK(model.progress().steps == 6);
   CHECK(model.progress().history.size() == 2);
 
+  // All of an epoch was given where the last ones were skipped, too, and validation is interrupted.
+  struct ending_validation : fixed_validation {
+    [[nodiscard]] batch element(std::uint64_t epoch, std::size_t i) const {
+      stop->request_stop();
+      return fixed_validation::element(epoch, i);
+    }
+    [[nodiscard]] batch operator[](std::size_t i) const { return element(0, i); }
+    std::stop_source* stop = nullptr;
+  };
+  trainer interrupted(options_of());
+  std::stop_source stop;
+  ending_validation ending;
+  ending.stop = &stop;
+  auto read_ahead = gaps() | vggload::prefetch({.workers = 0});
+  CHECK(fit(interrupted, read_ahead, ending, {.epochs = 2, .stop = stop.get_token()}) ==
+        fit_end::interrupted);
+  CHECK(interrupted.progress().batch == batches_in_all);
+  CHECK(fit(interrupted, read_ahead, fixed_validation(), {.epochs = 2}) == fit_end::finished);
+  CHECK(interrupted.progress().steps == 6);
+
   struct nothing : noise_sequence {
     [[nodiscard]] static std::size_t size() { return 0; }
   };
