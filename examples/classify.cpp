@@ -17,6 +17,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "command.hpp"
@@ -38,10 +39,16 @@
 #include <vggload/data/nearest_resize.hpp>
 #include <vggload/data/scratch.hpp>
 #include <vggload/io/atomic_output_file.hpp>
+#include <vggload/io/npy_reader.hpp>
+#include <vggload/io/weight_reader.hpp>
 #include <vggload/load/checkpoint.hpp>
 #include <vggload/load/row_major.hpp>
 #include <vggload/memory/out_of_memory.hpp>
 #include <vggload/network/forward.hpp>
+#include <vggload/network/streamed_weights.hpp>
+#include <vggload/vgg16/binding.hpp>
+#include <vggload/vgg16/footprint.hpp>
+#include <vggload/vgg16/layers.hpp>
 #include <vggload/vgg16/load.hpp>
 #include <vggload/vgg16/names.hpp>
 
@@ -178,54 +185,109 @@ class logits_file {
   vggload::atomic_output_file file_;
 };
 
+/// The weights: loaded, or left in their file where the memory limit is too small for them. They are loaded where they
+/// fit beside the pass, because then they are read once and not for each batch.
+class network {
+ public:
+  network(const vggload::checkpoint& file, const options& wanted, std::size_t batch,
+          command::interruption& interrupted)
+      : wanted_(wanted), streamed_(file, wanted.type) {
+    if (wanted.memory_limit && *wanted.memory_limit < bytes_if_loaded(batch)) return;
+    command::progress_bar bar("loading");
+    const auto stream = command::stream_options(wanted.threads, interrupted, bar);
+    // Weights that became infinite would classify nothing.
+    loaded_.emplace(vggload::vgg16::load(file, {.dtype = wanted.type,
+                                                .overflow = vggload::overflow_policy::refuse,
+                                                .threads = wanted.threads,
+                                                .memory_limit = wanted.memory_limit,
+                                                .stop = stream.stop,
+                                                .progress = stream.progress}));
+  }
+
+  [[nodiscard]] weight_layout layout() const { return streamed_.layers().layout; }
+  [[nodiscard]] std::size_t classes() const { return streamed_.layers().classes; }
+
+  /// [images, classes], until the next call. `progress` is called for each layer.
+  [[nodiscard]] std::span<const float> logits(
+      std::span<const float> images,
+      const std::function<void(const vggload::network::layer_progress&)>& progress) {
+    const std::size_t batch = images.size() / input_format.values();
+    return vggload::detail::naming_out_of_memory(wanted_.weights, "classifying", [&, this] {
+      if (batch != batch_) {
+        pass_.reset();  // its memory first
+        const vggload::network::forward_options how{.batch = batch,
+                                                    .threads = wanted_.threads,
+                                                    .memory_limit = wanted_.memory_limit,
+                                                    .progress = progress};
+        if (loaded_) {
+          pass_.emplace(loaded_->weights(), how);
+        } else {
+          pass_.emplace(streamed_, how);
+        }
+        batch_ = batch;
+      }
+      return (*pass_)(images);
+    });
+  }
+
+ private:
+  [[nodiscard]] std::uint64_t bytes_if_loaded(std::size_t batch) const {
+    const vggload::vgg16::binding& bound = streamed_.layers();
+    std::uint64_t bytes = 0;
+    for (std::size_t i = 0; i < bound.layers.size(); ++i) {
+      const vggload::vgg16::layer& spec = bound.layers[i].spec;
+      bytes += spec.weights() * vggload::bits_of(streamed_.weight_type(i)) / 8 +
+               spec.outputs * std::uint64_t{vggload::bits_of(streamed_.bias_type(i))} / 8;
+    }
+    const unsigned threads =
+        wanted_.threads == 0 ? std::max(1U, std::thread::hardware_concurrency()) : wanted_.threads;
+    const auto pass = vggload::vgg16::plan({.compute = vggload::dtype::f32,
+                                            .batch = batch,
+                                            .classes = bound.classes,
+                                            .threads = threads});
+    return bytes + pass.activations_bytes + pass.workspace_bytes;
+  }
+
+  const options& wanted_;
+  vggload::network::streamed_weights streamed_;
+  std::optional<vggload::vgg16::model<>> loaded_;
+  std::optional<vggload::network::forward_pass> pass_;
+  std::size_t batch_ = 0;  // of the pass
+};
+
 void classify(const options& wanted) {
   command::interruption interrupted;
   std::optional<inputs> found;
   if (wanted.input_npy) found = prepared_images(*wanted.input_npy);
-  const vggload::checkpoint file = command::open_any(wanted.weights);
-  const auto model = [&] {
-    command::progress_bar bar("loading");
-    const auto stream = command::stream_options(wanted.threads, interrupted, bar);
-    // Weights that became infinite would classify nothing.
-    return vggload::vgg16::load(file, {.dtype = wanted.type,
-                                       .overflow = vggload::overflow_policy::refuse,
-                                       .threads = wanted.threads,
-                                       .memory_limit = wanted.memory_limit,
-                                       .stop = stream.stop,
-                                       .progress = stream.progress});
-  }();
-  if (!found) {
-    found = decoded_images(wanted.images, wanted.preprocess.value_or(model.weights().layout()));
-  }
+  const std::size_t count = found ? found->count : wanted.images.size();
+  const std::size_t batch = std::min(wanted.batch, count);
+  network net(command::open_any(wanted.weights), wanted, batch, interrupted);
+  if (!found) found = decoded_images(wanted.images, wanted.preprocess.value_or(net.layout()));
 
-  const std::size_t classes = model.report().classes;
+  const std::size_t classes = net.classes();
   std::optional<logits_file> output;
-  if (wanted.output_npy) output.emplace(*wanted.output_npy, found->count, classes);
+  if (wanted.output_npy) output.emplace(*wanted.output_npy, count, classes);
   const std::size_t image_values = input_format.values();
-  std::vector<float> images(std::min(wanted.batch, found->count) * image_values);
-  std::optional<vggload::network::forward_pass> pass;
-  std::size_t pass_batch = 0;
+  std::vector<float> images(batch * image_values);
   std::string lines;  // said when all is well
   command::progress_bar bar("classifying");
-  for (std::size_t first = 0; first < found->count; first += wanted.batch) {
-    bar.show(first, found->count);
-    const std::size_t count = std::min(wanted.batch, found->count - first);
-    for (std::size_t i = 0; i < count; ++i) {
+  std::size_t first = 0;
+  const auto progress = [&](const vggload::network::layer_progress& layer) {
+    const std::size_t now = std::min(batch, count - first);
+    bar.show(first * layer.all + now * layer.done, count * layer.all);
+  };
+  for (; first < count; first += batch) {
+    const auto now = std::span(images).first(std::min(batch, count - first) * image_values);
+    for (std::size_t i = 0; i * image_values < now.size(); ++i) {
       interrupted.poll();
       if (interrupted.token().stop_requested()) {
         throw vggload::cancelled_error(vggload::printable(wanted.weights) + ": interrupted");
       }
-      found->prepare(first + i, std::span(images).subspan(i * image_values, image_values));
+      found->prepare(first + i, now.subspan(i * image_values, image_values));
     }
-    if (pass_batch != count) {
-      pass.reset();  // its memory first
-      pass.emplace(model.weights(),
-                   vggload::network::forward_options{.batch = count, .threads = wanted.threads});
-      pass_batch = count;
-    }
-    const std::span<const float> logits = (*pass)(std::span(images).first(count * image_values));
+    const std::span<const float> logits = net.logits(now, progress);
     if (output) output->write(first * classes, logits);
-    for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t i = 0; i * classes < logits.size(); ++i) {
       lines += lines_of(found->name(first + i), logits.subspan(i * classes, classes), wanted.top);
     }
   }
@@ -264,7 +326,10 @@ int main(int argc, char** argv) try {
        {"bf16", vggload::dtype::bf16}},
       "Type of the weights in memory: keep (default), f32, f16 or bf16")
       ->type_name("TYPE");
-  app.add_option("--memory-limit", wanted.memory_limit, "Most memory for the weights, e.g. 300MiB")
+  app.add_option(
+         "--memory-limit", wanted.memory_limit,
+         "Most memory for the weights and the pass, e.g. 64MiB; weights that do not fit are "
+         "read from their file, layer by layer")
       ->transform(command::byte_size());
   command::add_choice<std::optional<weight_layout>>(
       app, "--preprocess", wanted.preprocess,

@@ -210,6 +210,26 @@ TEST_CASE(
   CHECK(result.out.find("\n" + input + "[1]\t1000\t") != std::string::npos);
 }
 
+TEST_CASE(
+    "weights that are larger than the memory limit are read layer by layer, with the same result") {
+  const std::string image = folder().write("colours.ppm", ppm(224, 224, colours()));
+  for (const std::string& file : {torch_file(), keras_file()}) {
+    for (const std::string type : {"keep", "f16"}) {
+      const auto loaded = classify({file, image, "--dtype", type}, "(1, 1000, )");
+      const auto streamed =
+          classify({file, image, "--dtype", type, "--memory-limit", "64MiB"}, "(1, 1000, )");
+      CHECK(streamed.logits == loaded.logits);
+      CHECK(streamed.out == loaded.out);
+    }
+  }
+  const auto refused = run_command({"classify", torch_file(), image, "--memory-limit", "1MiB"});
+  CHECK(refused.exit_code == 1);
+  CHECK(refused.out.empty());
+  CHECK(refused.err.starts_with("error: " + torch_file() + ": "));
+  CHECK(refused.err.find("1048576") != std::string::npos);
+  CHECK(std::ranges::count(refused.err, '\n') == 1);
+}
+
 TEST_CASE("what is wrong with an input is one line that names it, and nothing is written") {
   const std::string good = folder().write("good.ppm", ppm(224, 224, colours()));
   const std::string bad = folder().write("bad.jpg", "\xFF\xD8\xFF\xE0 no more");

@@ -289,3 +289,17 @@ def check_network_memory(context):
         outcome, _, anonymous = watched(context, "classify", path, *rest)
         label = f"FP32 mapped, {threads} threads: anonymous {(anonymous - room) / MIB:+.1f} MiB"
         yield f"{label} against the bar", problem(outcome, anonymous, room)
+
+    # Where the weights cannot be loaded: all there is, the program included.
+    limit = 64 * MIB
+    _, loaded = classify(context, path, [photograph])
+    for whole, options in ((loaded, []), (None, ["--dtype", "f16"])):
+        if whole is None:
+            _, whole = classify(context, path, [photograph], *options)
+        options += ["--memory-limit", limit]
+        outcome, peak, _ = watched(context, "classify", path, photograph, *options)
+        label = f"streamed, {' '.join(map(str, options))}"
+        yield f"{label}: resident {peak / MIB:.1f} MiB", problem(outcome, peak, limit)
+        outcome, streamed = classify(context, path, [photograph], *options)
+        differs = outcome.accepted() or (None if (streamed == whole).all() else "other bits")
+        yield f"{label}: the same bits as loaded", differs
