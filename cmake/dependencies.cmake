@@ -57,6 +57,25 @@ macro(vggload_dependency_protozero)
   endif()
 endmacro()
 
+# Tensors for other libraries (Apache licence): one header.
+macro(vggload_dependency_dlpack)
+  if(NOT TARGET dlpack::dlpack)
+    find_path(DLPACK_INCLUDE_DIR dlpack/dlpack.h)
+    if(NOT DLPACK_INCLUDE_DIR)
+      FetchContent_Declare(
+        dlpack
+        GIT_REPOSITORY https://github.com/dmlc/dlpack.git
+        GIT_TAG v1.1
+        GIT_SHALLOW ON
+        SOURCE_SUBDIR none) # the header is all that is wanted
+      FetchContent_MakeAvailable(dlpack)
+      set(DLPACK_INCLUDE_DIR ${dlpack_SOURCE_DIR}/include)
+    endif()
+    add_library(dlpack::dlpack INTERFACE IMPORTED)
+    target_include_directories(dlpack::dlpack INTERFACE ${DLPACK_INCLUDE_DIR})
+  endif()
+endmacro()
+
 # JPEG (BSD and IJG licences) and PNG (libpng licence). They are not fetched: libjpeg-turbo's build refuses to be part of
 # another, and who decodes images has both.
 macro(vggload_dependency_image_libraries)

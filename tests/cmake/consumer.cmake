@@ -55,7 +55,7 @@ elseif(NAME STREQUAL "find_package")
   install_library()
   configure_build_run(find_package -D CMAKE_PREFIX_PATH=${WORK}/prefix -D WANTED=${VERSION})
 elseif(NAME STREQUAL "components")
-  install_library(-D VGGLOAD_HDF5=ON -D VGGLOAD_IMAGES=ON -D VGGLOAD_NETWORK=ON -D VGGLOAD_ONNX=ON)
+  install_library(-D VGGLOAD_DLPACK=ON -D VGGLOAD_HDF5=ON -D VGGLOAD_IMAGES=ON -D VGGLOAD_NETWORK=ON -D VGGLOAD_ONNX=ON)
   run(COMMAND ${CMAKE_COMMAND} -S ${consumers}/components -B ${WORK}/unknown ${settings} -D
               CMAKE_PREFIX_PATH=${WORK}/prefix -D WANTED=${VERSION} -D LAST=audio
       FAILS_WITH "installed without the component .audio.")

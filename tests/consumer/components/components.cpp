@@ -3,6 +3,7 @@
 
 #include <vggload/data/image_decoder.hpp>
 #include <vggload/data/scratch.hpp>
+#include <vggload/interop/dlpack.hpp>
 #include <vggload/io/hdf5_reader.hpp>
 #include <vggload/io/keras_reader.hpp>
 #include <vggload/io/onnx_reader.hpp>
