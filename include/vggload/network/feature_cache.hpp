@@ -112,13 +112,13 @@ void write_feature_cache(const std::string& path, const std::string& key, const 
 
 /// Maps a file that `write_feature_cache` wrote, and looks through it once for damage. Nothing is copied; the
 /// kernel may drop its pages at any time.
-/// @throws io_error; format_error where it is another file, or damaged
+/// @throws io_error; format_error where it is damaged; error where it is another safetensors file
 [[nodiscard]] inline feature_cache open_feature_cache(const std::string& path) {
   const auto file = std::make_shared<safetensors_reader>(input_file(path));
   const auto format = detail::metadata_value(*file, "format");
   if (format != feature_cache_format) {
-    detail::fail_feature_cache(path, "not a cache of features: its format is " +
-                                         (format ? in_quotes(*format) : "not said"));
+    throw error(printable(path) + ": not a cache of features: its format is " +
+                (format ? in_quotes(*format) : "not said"));
   }
   const std::span<const tensor_info> tensors = file->tensors();
   const auto find = [&](std::size_t which, dtype type, std::size_t rank) {
@@ -165,45 +165,37 @@ void write_feature_cache(const std::string& path, const std::string& key, const 
           stored_features(shape, values(features), values(labels), file)};
 }
 
-/// Where `cache_features` has them from.
+/// What was found where a cache is kept.
 enum class cache_state {
-  used,     // the file that was there
-  made,     // there was no file
-  stale,    // there was one of another key: made anew
-  damaged,  // there was one that cannot be used: made anew
+  usable,   // made from the same
+  missing,  // no file
+  stale,    // made from something else
+  damaged,  // not readable any more
 };
 
-struct cached_features {
-  stored_features features;
-  cache_state state;
-  std::string reason;  // what was wrong with a damaged one
+struct found_features {
+  cache_state state = cache_state::missing;
+  std::optional<stored_features> features;  // of a usable one
+  std::string reason;                       // what is wrong with a damaged one
 };
 
-/// The features of all `count` images of an epoch of `batches`, from the file at `path` where that was made with the
-/// same `key` for as many images of the same format, else made and written there. A file that is readable and no cache
-/// of features is left alone.
-/// @throws what `write_feature_cache` and `open_feature_cache` throw
-template <sequence S>
-[[nodiscard]] cached_features cache_features(const std::string& path, const std::string& key,
-                                             const S& batches, const feature_format& format,
-                                             std::size_t count,
-                                             const collect_options& options = {}) {
-  cache_state state = cache_state::made;
-  std::string reason;
-  if (::access(path.c_str(), F_OK) == 0) {
-    try {
-      feature_cache found = open_feature_cache(path);
-      if (found.key == key && found.features.format() == format && found.features.size() == count) {
-        return {std::move(found.features), cache_state::used, {}};
-      }
-      state = cache_state::stale;
-    } catch (const format_error& e) {
-      state = cache_state::damaged;
-      reason = e.what();
-    }
+/// Looks for a cache at `path` that was made with this `key` for `count` images of this format. What is stale or
+/// damaged is to be written anew.
+/// @throws io_error; error where the file is a whole safetensors file and no cache of features: it is somebody else's
+[[nodiscard]] inline found_features find_feature_cache(const std::string& path,
+                                                       std::string_view key,
+                                                       const feature_format& format,
+                                                       std::size_t count) {
+  if (::access(path.c_str(), F_OK) != 0) return {};
+  try {
+    feature_cache found = open_feature_cache(path);
+    const bool same =
+        found.key == key && found.features.format() == format && found.features.size() == count;
+    if (!same) return {cache_state::stale, std::nullopt, {}};
+    return {cache_state::usable, std::move(found.features), {}};
+  } catch (const format_error& e) {
+    return {cache_state::damaged, std::nullopt, e.what()};
   }
-  write_feature_cache(path, key, batches, format, count, options);
-  return {open_feature_cache(path).features, state, std::move(reason)};
 }
 
 }  // namespace vggload::network

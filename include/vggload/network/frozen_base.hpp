@@ -60,6 +60,13 @@ struct frozen_base_footprint {
   }
 };
 
+/// Of the features of one image: [height / 32, width / 32, 512], or [1, 1, 512] where the maps are averaged.
+[[nodiscard]] inline shape feature_shape(const frozen_base_options& options) {
+  const std::uint64_t channels = vgg16::layers[vgg16::conv_layers - 1].outputs;
+  if (options.average_maps) return {1, 1, channels};
+  return {options.height / 32, options.width / 32, channels};
+}
+
 /// By arithmetic alone. `storage`: the type of the weights in memory. Throws what `vgg16::plan` throws.
 [[nodiscard]] inline frozen_base_footprint plan_frozen_base(const frozen_base_options& options,
                                                             dtype storage) {
@@ -104,13 +111,7 @@ class frozen_base {
   [[nodiscard]] sample_format image_format() const noexcept {
     return {.height = options_.height, .width = options_.width};
   }
-  /// Of the features of one image: [height / 32, width / 32, 512], or [1, 1, 512] where the maps are averaged.
-  [[nodiscard]] shape feature_shape() const {
-    const auto& maps = pass_.output_shape();
-    if (options_.average_maps) return {1, 1, maps[3]};
-    return {maps[1], maps[2], maps[3]};
-  }
-  /// How many values that is.
+  /// Values of the features of one image, see `feature_shape`.
   [[nodiscard]] std::size_t feature_values() const {
     return static_cast<std::size_t>(options_.average_maps ? channels() : maps_);
   }

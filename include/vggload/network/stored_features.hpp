@@ -125,7 +125,7 @@ template <sequence S>
                                             std::size_t count,
                                             const collect_options& options = {}) {
   struct kept {
-    arena<host_resource> memory;
+    arena<host_resource> memory{0};
     feature_batch batch;
   };
   const auto all = std::make_shared<kept>();
