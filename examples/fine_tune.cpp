@@ -51,6 +51,7 @@
 #include <vggload/network/mixed_precision.hpp>
 #include <vggload/network/optimizer.hpp>
 #include <vggload/network/stored_features.hpp>
+#include <vggload/network/streamed_weights.hpp>
 #include <vggload/network/trainer.hpp>
 #include <vggload/network/training_checkpoint.hpp>
 #include <vggload/vgg16/binding.hpp>
@@ -198,7 +199,8 @@ struct memory_plan {
   std::vector<memory_row> rows = {};
   std::uint64_t mapped_bytes = 0;  // of weights that stay in their file, and are in no row
   std::uint64_t total_bytes = 0;
-  std::size_t group = 1;  // images that go through the base at once
+  std::size_t group = 1;         // images that go through the base at once
+  bool streams_weights = false;  // they are read in each pass, and not loaded
   bool keeps_validation = false;
 };
 
@@ -265,38 +267,36 @@ vgg16::load_options load_options_of(const training_setup& setup) {
       if (!usable) type = vggload::dtype::f32;
     }
   }
-  return {.dtype = type,
-          .include_top = false,
-          .threads = setup.wanted.threads,
-          .memory_limit = setup.wanted.memory_limit,
-          .ledger = setup.ledger};
+  return {
+      .dtype = type, .include_top = false, .threads = setup.wanted.threads, .ledger = setup.ledger};
 }
 
 /// All that is going to be allocated but for what one image takes while it is decoded, with `group` images going
 /// through the base at once.
-memory_plan plan_memory(const training_setup& setup, std::size_t group) {
+memory_plan plan_memory(const training_setup& setup, std::size_t group, bool streams_weights) {
   using vggload::memory_role;
   const options& wanted = setup.wanted;
-  memory_plan plan{.group = group};
+  memory_plan plan{.group = group, .streams_weights = streams_weights};
   const auto add = [&](const std::string& name, std::uint64_t bytes, const std::string& note) {
     plan.rows.push_back({name, bytes, note});
     plan.total_bytes += bytes;
   };
 
-  const vgg16::load_options load = load_options_of(setup);
-  const auto weights = vgg16::detail::choose_sources(setup.file, setup.bound, load.dtype, false);
-  bool widened = false;
-  for (const auto& weight : weights) {
-    if (weight.mapped) plan.mapped_bytes += weight.bytes;
-    widened = widened || weight.type != vggload::dtype::f32;
+  if (streams_weights) {
+    add("weights", 0, "read from the file in each pass");
+  } else {
+    const auto weights =
+        vgg16::detail::choose_sources(setup.file, setup.bound, load_options_of(setup).dtype, false);
+    for (const auto& weight : weights) {
+      if (weight.mapped) plan.mapped_bytes += weight.bytes;
+    }
+    add("weights", vgg16::detail::arena_bytes(setup.file, weights, vgg16::detail::piece_alignment),
+        plan.mapped_bytes > 0 ? "+ " + grouped(plan.mapped_bytes) + " mapped, in no memory" : "");
   }
-  add("weights", vgg16::detail::arena_bytes(setup.file, weights, vgg16::detail::piece_alignment),
-      plan.mapped_bytes > 0 ? "+ " + grouped(plan.mapped_bytes) + " mapped, in no memory" : "");
 
   network::frozen_base_options base_options = setup.base;
   base_options.batch = group;
-  const network::frozen_base_footprint base =
-      network::plan_frozen_base(base_options, widened ? vggload::dtype::f16 : vggload::dtype::f32);
+  const network::frozen_base_footprint base = network::plan_frozen_base(base_options);
   add("activations", base.activations_bytes,
       "of the base, " + grouped(group) + (group == 1 ? " image" : " images") + " at once");
   add("workspace", base.workspace_bytes + base.staging_bytes, "of the base");
@@ -335,21 +335,25 @@ memory_plan plan_memory(const training_setup& setup, std::size_t group) {
   return plan;
 }
 
-/// With as many images at once as the limit allows.
+/// With weights in memory and as many images at once as the limit allows. A limit counts what is mapped, too.
 memory_plan plan_memory(const training_setup& setup) {
   const vggload::image_size target = setup.wanted.target;
-  std::size_t group =
+  const std::size_t most =
       std::clamp<std::size_t>(group_pixels / (target.height * target.width), 1, setup.wanted.batch);
-  memory_plan plan = plan_memory(setup, group);
   const auto limit = setup.wanted.memory_limit;
-  while (limit && plan.total_bytes > *limit && group > 1) plan = plan_memory(setup, --group);
-  if (limit && plan.total_bytes > *limit) {
-    throw vggload::error(
-        printable(setup.file.path()) + ": the memory limit of " + std::to_string(*limit) +
-        " bytes cannot be kept: " + std::to_string(plan.total_bytes) +
-        " are needed with one image at once; a smaller --target or --batch takes less");
+  if (!limit) return plan_memory(setup, most, false);
+  memory_plan plan;
+  for (const bool streams_weights : {false, true}) {
+    for (std::size_t group = most; group > 0; --group) {
+      plan = plan_memory(setup, group, streams_weights);
+      if (plan.total_bytes + plan.mapped_bytes <= *limit) return plan;
+    }
   }
-  return plan;
+  throw vggload::error(printable(setup.file.path()) + ": the memory limit of " +
+                       std::to_string(*limit) +
+                       " bytes cannot be kept: " + std::to_string(plan.total_bytes) +
+                       " are needed with one image at once and weights that are not loaded; a "
+                       "smaller --target or --batch takes less");
 }
 
 void print_plan(const training_setup& setup, const memory_plan& plan) {
@@ -385,13 +389,18 @@ void print_plan(const training_setup& setup, const memory_plan& plan) {
 class feature_maker {
  public:
   feature_maker(const training_setup& setup, const memory_plan& plan)
-      : setup_(setup), options_(setup.base) {
+      : setup_(setup), plan_(plan), options_(setup.base) {
     options_.batch = plan.group;
   }
 
   network::frozen_base& base() {
-    if (!base_) {
-      model_.emplace(vgg16::load(setup_.file, load_options_of(setup_)));
+    if (base_) return *base_;
+    const vgg16::load_options load = load_options_of(setup_);
+    if (plan_.streams_weights) {
+      streamed_.emplace(setup_.file, load.dtype, false);
+      base_ = std::make_unique<network::frozen_base>(*streamed_, options_);
+    } else {
+      model_.emplace(vgg16::load(setup_.file, load));
       base_ = network::freeze(*model_, options_);
     }
     return *base_;
@@ -405,7 +414,10 @@ class feature_maker {
         vggload::fast_augmentation(format,
                                    changed ? setup_.wanted.changes : vggload::augmentation{},
                                    setup_.values, setup_.wanted.seed),
-        {.decode = {.at_least = setup_.wanted.target}});
+        {.decode = {.at_least = setup_.wanted.target},
+         .scratch_limit = static_cast<std::size_t>(
+             setup_.wanted.memory_limit.value_or(std::numeric_limits<std::size_t>::max()) -
+             (setup_.wanted.memory_limit ? plan_.total_bytes + plan_.mapped_bytes : 0))});
   }
 
   /// The features of a folder's images as they are, in its order.
@@ -416,8 +428,10 @@ class feature_maker {
 
  private:
   const training_setup& setup_;
+  const memory_plan& plan_;
   network::frozen_base_options options_;
-  std::optional<vgg16::model<>> model_;
+  std::optional<vgg16::model<>> model_;                // where it is loaded,
+  std::optional<network::streamed_weights> streamed_;  // or else
   std::unique_ptr<network::frozen_base> base_;
 };
 
@@ -671,6 +685,7 @@ class training_run {
                                 {"plan_bytes", std::move(plan)},
                                 {"planned_bytes", plan_.total_bytes},
                                 {"mapped_bytes", plan_.mapped_bytes},
+                                {"streams_weights", plan_.streams_weights},
                                 {"peak_bytes", setup_.ledger->peak_bytes()},
                                 {"checkpoint", wanted.checkpoint},
                                 {"svg", wanted.svg},

@@ -38,7 +38,8 @@ struct command_conditions {
   bool on_terminal = false;                         // both outputs are one terminal, read as `out`
   int signal = 0;                                   // is sent after a time
   std::chrono::milliseconds signal_after = {};
-  bool ignores_signal = false;  // as under nohup
+  bool ignores_signal = false;      // as under nohup
+  std::string working_folder = {};  // to start in; empty: this process's
   // Variables that are added to the environment.
   std::vector<std::pair<std::string, std::string>> environment = {};
 };
@@ -70,6 +71,9 @@ inline command_result run_command(const std::vector<std::string>& arguments,
     if (conditions.on_terminal) {
       ::dup2(terminal_of_child, 1);
       ::dup2(terminal_of_child, 2);
+    }
+    if (!conditions.working_folder.empty() && ::chdir(conditions.working_folder.c_str()) != 0) {
+      ::_exit(126);
     }
     const auto limit = [](auto which, const std::optional<std::uint64_t>& value) {
       if (!value) return;

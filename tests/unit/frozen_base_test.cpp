@@ -51,6 +51,7 @@ namespace {
 const vgg16::weights& identity_weights() {
   static std::vector<std::vector<float>> values;
   static const vgg16::weights weights = [] {
+    values.reserve(2 * vgg16::conv_layers);
     std::vector<vgg16::layer_view> layers;
     for (std::size_t i = 0; i < vgg16::conv_layers; ++i) {
       const vgg16::layer& spec = vgg16::layers[i];
@@ -173,7 +174,7 @@ TEST_CASE("a frozen base gives the last maps of any number of images, in groups"
 
 TEST_CASE("a frozen base averages its maps where that is asked for") {
   frozen_base base(identity_weights(),
-                   {.batch = 2, .height = 64, .width = 64, .average_maps = true});
+                   {.batch = 2, .height = 64, .width = 64, .pooling = global_pooling::average});
   CHECK(feature_shape(base.options()) == shape{1, 1, 512});
   REQUIRE(base.feature_values() == 512);
   constexpr std::size_t values = 64 * 64 * 3;
@@ -194,14 +195,14 @@ TEST_CASE("a frozen base averages its maps where that is asked for") {
 TEST_CASE("a frozen base takes what was planned, and enters it") {
   const auto ledger = std::make_shared<memory_ledger>();
   const frozen_base_options options{.batch = 3, .height = 64, .width = 32, .ledger = ledger};
-  const frozen_base_footprint plan = plan_frozen_base(options, dtype::f32);
+  const frozen_base_footprint plan = plan_frozen_base(options);
   CHECK(plan.staging_bytes == 3 * 64 * 32 * 3 * 4);
   {
     const frozen_base base(identity_weights(), options);
     CHECK(ledger->live_bytes() == plan.total());
   }
   CHECK(ledger->live_bytes() == 0);
-  CHECK(plan_frozen_base({.batch = 1}, dtype::f32).staging_bytes == 0);
+  CHECK(plan_frozen_base({.batch = 1}).staging_bytes == 0);
 }
 
 TEST_CASE("a frozen base refuses what it cannot take") {
@@ -311,6 +312,7 @@ TEST_CASE("kept features are those of the images, in memory that is entered") {
     }
     CHECK(image == 7);
     // In the order that the images would have.
+    kept.set_epoch(0);
     auto shuffled = kept | shuffle(9) | batch(4) | take(1);
     auto images = drawn_images(7) | shuffle(9) | batch(4) | take(1);
     for (const feature_batch& batch : shuffled) {

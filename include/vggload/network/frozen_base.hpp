@@ -9,6 +9,7 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,7 @@
 #include <vggload/memory/resource.hpp>
 #include <vggload/network/feature_batch.hpp>
 #include <vggload/network/forward.hpp>
+#include <vggload/network/streamed_weights.hpp>
 #include <vggload/vgg16/footprint.hpp>
 #include <vggload/vgg16/layers.hpp>
 #include <vggload/vgg16/load.hpp>
@@ -41,8 +43,8 @@ struct frozen_base_options {
   /// Of an image, in pixels, at least 32.
   std::size_t height = 224;
   std::size_t width = 224;
-  /// The mean of each channel's map (Keras' `pooling="avg"`) instead of the maps.
-  bool average_maps = false;
+  /// Of the last maps (Keras' `pooling="avg"` and `"max"`).
+  global_pooling pooling = global_pooling::none;
   /// 0: one for each processor.
   unsigned threads = 0;
   /// Where the buffers are entered, if anywhere.
@@ -60,22 +62,30 @@ struct frozen_base_footprint {
   }
 };
 
-/// Of the features of one image: [height / 32, width / 32, 512], or [1, 1, 512] where the maps are averaged.
+/// Of the features of one image: [height / 32, width / 32, 512], or [1, 1, 512] where they are pooled.
 [[nodiscard]] inline shape feature_shape(const frozen_base_options& options) {
   const std::uint64_t channels = vgg16::layers[vgg16::conv_layers - 1].outputs;
-  if (options.average_maps) return {1, 1, channels};
+  if (options.pooling != global_pooling::none) return {1, 1, channels};
   return {options.height / 32, options.width / 32, channels};
 }
 
-/// By arithmetic alone. `storage`: the type of the weights in memory. Throws what `vgg16::plan` throws.
-[[nodiscard]] inline frozen_base_footprint plan_frozen_base(const frozen_base_options& options,
-                                                            dtype storage) {
-  const vgg16::footprint pass = vgg16::plan({.storage = storage,
-                                             .compute = dtype::f32,
-                                             .batch = options.batch,
+namespace detail {
+
+/// The threads that a pass takes, whose number its plan asks for.
+[[nodiscard]] inline unsigned threads_of(const frozen_base_options& options) noexcept {
+  if (options.threads == 0) return std::max(1U, std::thread::hardware_concurrency());
+  return std::min(options.threads, 1024U);
+}
+
+}  // namespace detail
+
+/// By arithmetic alone. Throws what `vgg16::plan` throws.
+[[nodiscard]] inline frozen_base_footprint plan_frozen_base(const frozen_base_options& options) {
+  const vgg16::footprint pass = vgg16::plan({.batch = options.batch,
                                              .height = options.height,
                                              .width = options.width,
-                                             .include_top = false});
+                                             .include_top = false,
+                                             .threads = detail::threads_of(options)});
   // Smaller than the activations, which are in the plan: no overflow.
   const std::uint64_t staging =
       std::uint64_t{options.batch} * options.height * options.width * 3 * 4;
@@ -89,19 +99,12 @@ class frozen_base {
   /// The weights are looked at, and must outlive this. Throws `error` where they are not those of the 13
   /// convolutions, and what `forward_pass` throws.
   frozen_base(const vgg16::weights& weights, const frozen_base_options& options)
-      : options_(options),
-        pass_(checked(weights), {.batch = options.batch,
-                                 .height = options.height,
-                                 .width = options.width,
-                                 .threads = options.threads,
-                                 .ledger = options.ledger}),
-        maps_(elements_of_map(pass_.output_shape())) {
-    if (options.batch == 1) return;
-    memory_ = arena<host_resource>(options.batch * image_values() * sizeof(float), {},
-                                   options.ledger, "frozen base");
-    group_ = reinterpret_cast<float*>(
-        memory_.allocate({"group of images", {}, memory_role::staging}, memory_.capacity()).data());
-  }
+      : frozen_base(weights, weights.layers().size(), options) {}
+
+  /// The same with weights that are read in each pass, where there is no room to load them.
+  frozen_base(const streamed_weights& weights, const frozen_base_options& options)
+      : frozen_base(weights, weights.layers().layers.size(), options) {}
+
   frozen_base(const frozen_base&) = delete;
   frozen_base& operator=(const frozen_base&) = delete;
   ~frozen_base() = default;
@@ -113,7 +116,7 @@ class frozen_base {
   }
   /// Values of the features of one image, see `feature_shape`.
   [[nodiscard]] std::size_t feature_values() const {
-    return static_cast<std::size_t>(options_.average_maps ? channels() : maps_);
+    return static_cast<std::size_t>(pass_.output_shape().elements().value() / options_.batch);
   }
 
   /// The features of `count` images, [count, height, width, 3], row-major, into [count, feature_values()]. One call at
@@ -125,37 +128,37 @@ class frozen_base {
       const std::size_t here = std::min(options_.batch, count - first);
       const std::span<const float> group =
           images.subspan(first * image_values(), here * image_values());
-      const std::span<const float> maps = pass_(here < options_.batch ? filled_up(group) : group);
-      float* const into = features.data() + first * feature_values();
-      if (options_.average_maps) {
-        average(maps.data(), here, into);
-      } else {
-        std::copy_n(maps.data(), here * maps_, into);
-      }
+      const std::span<const float> made = pass_(here < options_.batch ? filled_up(group) : group);
+      std::copy_n(made.data(), here * feature_values(), features.data() + first * feature_values());
     }
   }
 
  private:
-  static const vgg16::weights& checked(const vgg16::weights& weights) {
-    if (weights.layers().size() != vgg16::conv_layers) {
-      throw error("frozen base: the weights have " + std::to_string(weights.layers().size()) +
-                  " layers, not the " + std::to_string(vgg16::conv_layers) +
-                  " convolutions (load without the top)");
-    }
-    return weights;
+  template <class Weights>
+  frozen_base(const Weights& weights, std::size_t layers, const frozen_base_options& options)
+      : options_(options),
+        pass_((check_layers(layers), weights), {.batch = options.batch,
+                                                .height = options.height,
+                                                .width = options.width,
+                                                .pooling = options.pooling,
+                                                .threads = detail::threads_of(options),
+                                                .ledger = options.ledger}) {
+    if (options.batch == 1) return;
+    memory_ = arena<host_resource>(options.batch * image_values() * sizeof(float), {},
+                                   options.ledger, "frozen base");
+    group_ = reinterpret_cast<float*>(
+        memory_.allocate({"group of images", {}, memory_role::staging}, memory_.capacity()).data());
   }
 
-  static std::size_t elements_of_map(const shape& maps) {
-    return static_cast<std::size_t>(maps.elements().value() / maps[0]);
+  static void check_layers(std::size_t layers) {
+    if (layers == vgg16::conv_layers) return;
+    throw error("frozen base: the weights have " + std::to_string(layers) + " layers, not the " +
+                std::to_string(vgg16::conv_layers) + " convolutions (load without the top)");
   }
 
   [[nodiscard]] std::size_t image_values() const noexcept {
     return options_.height * options_.width * 3;
   }
-  [[nodiscard]] std::size_t channels() const {
-    return static_cast<std::size_t>(pass_.output_shape()[3]);
-  }
-
   static void check_size(const char* what, std::size_t size, std::size_t count,
                          std::size_t values) {
     // As a quotient: a product of the caller's numbers may not fit.
@@ -172,24 +175,8 @@ class frozen_base {
     return {group_, all};
   }
 
-  /// Sums in FP32, pixel after pixel: the order is always the same.
-  void average(const float* maps, std::size_t count, float* into) const {
-    const std::size_t depth = channels();
-    const std::size_t pixels = maps_ / depth;
-    for (std::size_t image = 0; image < count; ++image) {
-      float* const sums = into + image * depth;
-      std::fill_n(sums, depth, 0.0F);
-      for (std::size_t pixel = 0; pixel < pixels; ++pixel) {
-        const float* const values = maps + (image * pixels + pixel) * depth;
-        for (std::size_t c = 0; c < depth; ++c) sums[c] += values[c];
-      }
-      for (std::size_t c = 0; c < depth; ++c) sums[c] /= static_cast<float>(pixels);
-    }
-  }
-
   frozen_base_options options_;
   forward_pass pass_;
-  std::size_t maps_;  // values of an image's last maps
   arena<host_resource> memory_{0};
   float* group_ = nullptr;
 };
@@ -202,7 +189,7 @@ template <host_accessible_resource Resource>
   return std::make_unique<frozen_base>(model.weights(), options);
 }
 template <host_accessible_resource Resource>
-std::unique_ptr<frozen_base> freeze(const vgg16::model<Resource>&& model,
+std::unique_ptr<frozen_base> freeze(const vgg16::model<Resource>&&,
                                     const frozen_base_options& options = {}) = delete;
 
 /// A sequence of batches of features, see `features`.

@@ -99,20 +99,21 @@ void for_each_batch(const S& batches, std::size_t count, const collect_options& 
   arena<host_resource> memory(vggload::detail::value_place<S>::bytes(batches), {}, options.ledger,
                               "batch of features");
   vggload::detail::value_place<S> place(batches, memory);
+  const auto fail = [count] {
+    throw error("features: the batches do not have " + std::to_string(count) + " images in all");
+  };
   std::size_t done = 0;
   for (std::size_t i = 0; i < static_cast<std::size_t>(batches.size()); ++i) {
     if (options.stop.stop_requested()) throw cancelled_error("features: interrupted");
     place.clear();
     if (!read_element(batches, i, place.get())) continue;
     const feature_batch& batch = place.get();
-    if (batch.size() > count - done) break;
+    if (batch.size() > count - done) fail();
     use(batch, done);
     done += batch.size();
     if (options.progress) options.progress(done, count);
   }
-  if (done != count) {
-    throw error("features: the batches do not have " + std::to_string(count) + " images in all");
-  }
+  if (done != count) fail();
 }
 
 }  // namespace detail
