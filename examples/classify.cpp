@@ -191,13 +191,12 @@ class network {
  public:
   network(const vggload::checkpoint& file, const options& wanted, std::size_t batch,
           command::interruption& interrupted)
-      : wanted_(wanted), streamed_(file, wanted.type) {
+      : wanted_(wanted), streamed_(file, wanted.type, true, overflow) {
     if (wanted.memory_limit && *wanted.memory_limit < bytes_if_loaded(batch)) return;
     command::progress_bar bar("loading");
     const auto stream = command::stream_options(wanted.threads, interrupted, bar);
-    // Weights that became infinite would classify nothing.
     loaded_.emplace(vggload::vgg16::load(file, {.dtype = wanted.type,
-                                                .overflow = vggload::overflow_policy::refuse,
+                                                .overflow = overflow,
                                                 .threads = wanted.threads,
                                                 .memory_limit = wanted.memory_limit,
                                                 .stop = stream.stop,
@@ -231,6 +230,9 @@ class network {
   }
 
  private:
+  // Weights that became infinite would classify nothing.
+  static constexpr auto overflow = vggload::overflow_policy::refuse;
+
   [[nodiscard]] std::uint64_t bytes_if_loaded(std::size_t batch) const {
     const vggload::vgg16::binding& bound = streamed_.layers();
     std::uint64_t bytes = 0;
