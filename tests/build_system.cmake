@@ -84,6 +84,7 @@ add_compile_fail_test(eigen_map_of_temporary "deleted")
 add_compile_fail_test(adaptor_after_resume "comes last, just before it")
 add_compile_fail_test(sequence_without_epoch_end "no match for|invalid operands")
 add_compile_fail_test(map_out_of_planned_memory "must return void")
+add_compile_fail_test(fit_without_labels "labelled_features|batch.labels")
 add_compile_fail_test(prefetch_into_device_memory "host_accessible_resource")
 
 # Other people's projects.

@@ -243,6 +243,7 @@ TEST_CASE("an optimizer's numbers are looked at, and named") {
         "momentum(learning_rate=0.1, momentum=0.9, weight_decay=0)");
 }
 
+// The numbers are those of Keras' LossScaleOptimizer, given the same gradients; but that it ends at 1.
 TEST_CASE("the loss scale halves where gradients are not finite and doubles where they long were") {
   loss_scale scale({.initial = 32, .growth_steps = 3});
   const auto after = [&](bool finite) {
