@@ -221,6 +221,22 @@ TEST_CASE("optimizers step as torch's") {
                    {0.882368267F, -1.98126185F, 0.389384329F, -0.02181134F}}) < 4);
 }
 
+TEST_CASE("equal weights are updated alike, wherever they are") {
+  // Not a multiple of any vector.
+  constexpr std::size_t count = 1031;
+  for (const auto kind : {optimizer_kind::sgd, optimizer_kind::momentum, optimizer_kind::adam}) {
+    const optimizer_options options{.kind = kind, .learning_rate = 0.1, .weight_decay = 0.01};
+    std::vector<float> weights(count, 0.7F);
+    std::vector<std::vector<float>> memory(state_values(options), std::vector<float>(count));
+    const std::vector<std::span<float>> state(memory.begin(), memory.end());
+    for (std::uint64_t step = 1; step < 4; ++step) {
+      optimizer_step(options, step)(weights, std::vector<float>(count, 0.3F), state);
+    }
+    CHECK(weights[0] < 0.7F);
+    CHECK(std::ranges::count(weights, weights[0]) == count);
+  }
+}
+
 TEST_CASE("an optimizer's numbers are looked at, and named") {
   const auto refused = [](optimizer_options options) {
     return message_of<vggload::error>([&] { check(options); });
