@@ -276,7 +276,10 @@ TEST_CASE("products of all shapes are sums of products, at every level, and touc
   constexpr std::array all{sizes{1, 1, 1},   sizes{3, 5, 7},     sizes{32, 300, 33},
                            sizes{65, 2, 64}, sizes{130, 17, 70}, sizes{14, 513, 32}};
   constexpr std::size_t gap = 3;
-  for (const auto& [rows, count, columns] : all) {
+  for (const sizes& each : all) {
+    const std::size_t rows = each.rows;
+    const std::size_t count = each.count;
+    const std::size_t columns = each.columns;
     CAPTURE(rows);
     CAPTURE(count);
     CAPTURE(columns);
