@@ -226,7 +226,7 @@ class head_layout {
     added.layer = layer;
     const std::uint64_t inputs = product({current.elements().value_or(UINT64_MAX)});
     const std::uint64_t channels = current[current.rank() - 1];
-    const auto subject = [&] {
+    const auto subject = [&, this] {
       return "layer " + std::to_string(steps.size() + 1) + ", " + to_string(layer) + ": ";
     };
     const auto number = [&, this] {
