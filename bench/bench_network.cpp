@@ -69,4 +69,6 @@ int main(int argc, char** argv) try {
 } catch (const std::exception& e) {
   std::fprintf(stderr, "error: %s\n", e.what());
   return EXIT_FAILURE;
+} catch (...) {
+  return EXIT_FAILURE;
 }

@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 
 import check_batches  # noqa: F401 (registers its checks)
+import check_dlpack  # noqa: F401
 import check_dump  # noqa: F401
 import check_formats  # noqa: F401
 import check_network  # noqa: F401

@@ -80,7 +80,7 @@ template <class Managed, class Owner>
 [[nodiscard]] std::unique_ptr<Managed, dlpack_deleter> make_dlpack(dtype type, const shape& dims,
                                                                    element_order order,
                                                                    const std::byte* data,
-                                                                   Owner&& owner, DLDevice device) {
+                                                                   Owner owner, DLDevice device) {
   using holder = dlpack_holder<Managed, Owner>;
   constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
   const DLDataType element = dlpack_type(type);

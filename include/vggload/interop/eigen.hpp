@@ -39,9 +39,8 @@ template <>
 struct eigen_element<Eigen::bfloat16> {
   using stored = bfloat16;
 };
-static_assert(sizeof(Eigen::half) == sizeof(float16) && alignof(Eigen::half) == alignof(float16));
-static_assert(sizeof(Eigen::bfloat16) == sizeof(bfloat16) &&
-              alignof(Eigen::bfloat16) == alignof(bfloat16));
+static_assert(sizeof(Eigen::half) == 2 && alignof(Eigen::half) == alignof(float16));
+static_assert(sizeof(Eigen::bfloat16) == 2 && alignof(Eigen::bfloat16) == alignof(bfloat16));
 
 }  // namespace detail
 
