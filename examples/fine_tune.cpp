@@ -40,6 +40,7 @@
 #include <vggload/data/image_batch.hpp>
 #include <vggload/data/image_folder.hpp>
 #include <vggload/data/image_sequence.hpp>
+#include <vggload/data/map.hpp>
 #include <vggload/data/shuffle.hpp>
 #include <vggload/data/take.hpp>
 #include <vggload/io/atomic_output_file.hpp>
@@ -220,6 +221,10 @@ struct training_setup {
             folders.training.classes().size()};
   }
   [[nodiscard]] bool is_cached() const { return !wanted.cache.empty(); }
+  /// All that follows the base.
+  [[nodiscard]] std::string layers() const {
+    return "unit_normalization, " + to_string(std::span(training.layers));
+  }
 };
 
 vggload::preprocessing preprocessing_of(const options& wanted, vgg16::weight_layout layout) {
@@ -242,7 +247,7 @@ training_setup set_up(const options& wanted, const image_folders& folders,
                 .ledger = setup.ledger};
   setup.values.preprocessing = preprocessing_of(wanted, setup.bound.layout);
   // Flattened: where in the image something is tells the head more than the means of few maps would. Normalized:
-  // features of any weights have a scale that one learning rate is right for.
+  // whatever the weights are, features have a scale that the learning rate is right for.
   setup.training = {
       .features = network::feature_shape(setup.base),
       .layers = {network::flatten(), network::normalization(),
@@ -306,7 +311,7 @@ memory_plan plan_memory(const training_setup& setup, std::size_t group, bool str
   const std::uint64_t gradients = head.bytes(memory_role::gradients);
   const std::uint64_t parameters =
       head.bytes(memory_role::weights) + head.bytes(memory_role::masters);
-  add("head", parameters, to_string(std::span(setup.training.layers)));
+  add("head", parameters, setup.layers());
   add("gradients", gradients, "of the head");
   add("optimizer", optimizer, std::string(name_of(wanted.optimizer)));
   add("head's activations", head.total_bytes - parameters - gradients - optimizer,
@@ -435,6 +440,9 @@ class feature_maker {
   std::unique_ptr<network::frozen_base> base_;
 };
 
+/// What becomes of all features before the head has them.
+auto same_length() { return vggload::map(&network::unit_normalization); }
+
 /// A training on its way: what it has come to is printed, drawn and saved.
 class training_run {
  public:
@@ -478,6 +486,7 @@ class training_run {
             {"batch", std::to_string(wanted.batch)},
             {"images", listing_of(setup_.folders.training, false)},
             {"validation_images", listing_of(setup_.folders.validation, false)},
+            {"features_in_front", "unit_normalization"},
             {"augmentation", setup_.is_cached() ? "none, cached features" : changes.data()}};
   }
 
@@ -497,7 +506,7 @@ class training_run {
   void train_on_images() {
     auto training = maker_.images(setup_.folders.training, true) |
                     vggload::shuffle(setup_.wanted.seed) | vggload::batch(setup_.wanted.batch) |
-                    network::features(maker_.base(), setup_.ledger);
+                    network::features(maker_.base(), setup_.ledger) | same_length();
     measure(training | vggload::take(measured_batches));
     if (setup_.folders.validation.size() == 0) {
       fit(training, nullptr);
@@ -507,10 +516,10 @@ class training_run {
                             return network::keep_features(batches, batches.format(),
                                                           setup_.folders.validation.size(), how);
                           });
-      auto validation = kept | vggload::batch(setup_.wanted.batch);
+      auto validation = kept | vggload::batch(setup_.wanted.batch) | same_length();
       fit(training, &validation);
     } else {
-      auto validation = maker_.plain(setup_.folders.validation);
+      auto validation = maker_.plain(setup_.folders.validation) | same_length();
       fit(training, &validation);
     }
   }
@@ -521,14 +530,14 @@ class training_run {
       return cached(setup_.wanted.cache + "/" + name + ".safetensors", name, folder);
     };
     auto images = stored("training", setup_.folders.training);
-    auto training =
-        images | vggload::shuffle(setup_.wanted.seed) | vggload::batch(setup_.wanted.batch);
+    auto training = images | vggload::shuffle(setup_.wanted.seed) |
+                    vggload::batch(setup_.wanted.batch) | same_length();
     measure(training);
     if (setup_.folders.validation.size() == 0) {
       fit(training, nullptr);
     } else {
-      auto validation =
-          stored("validation", setup_.folders.validation) | vggload::batch(setup_.wanted.batch);
+      auto validation = stored("validation", setup_.folders.validation) |
+                        vggload::batch(setup_.wanted.batch) | same_length();
       fit(training, &validation);
     }
   }
@@ -673,7 +682,7 @@ class training_run {
                                 {"layout", name_of(setup_.bound.layout)},
                                 {"preprocessing", context_[1].second},
                                 {"target", {wanted.target.height, wanted.target.width}},
-                                {"layers", to_string(std::span(setup_.training.layers))},
+                                {"layers", setup_.layers()},
                                 {"epochs", wanted.epochs},
                                 {"batch", wanted.batch},
                                 {"seed", wanted.seed},

@@ -30,6 +30,8 @@
 #include <vggload/data/take.hpp>
 #include <vggload/io/safetensors_writer.hpp>
 #include <vggload/load/checkpoint.hpp>
+#include <vggload/memory/arena.hpp>
+#include <vggload/memory/host_resource.hpp>
 #include <vggload/memory/ledger.hpp>
 #include <vggload/network/feature_batch.hpp>
 #include <vggload/network/feature_cache.hpp>
@@ -270,6 +272,20 @@ TEST_CASE("images that are skipped are missing, and a batch that lost all of its
     ++count;
   }
   CHECK(count == 6);
+}
+
+TEST_CASE("features are brought to the length 1, image by image") {
+  arena memory(feature_batch::bytes({2, 1}, 3), host_resource());
+  feature_batch batch(memory, {2, 1}, 3);
+  batch.resize(2);
+  const std::array<float, 6> values{3, -4, 0, 0, 5, 12};
+  for (std::size_t i = 0; i < 3; ++i) {
+    std::ranges::copy(std::span(values).subspan(2 * i, 2), batch[i].features.begin());
+  }
+  unit_normalization(batch);
+  batch.resize(3);  // the last one was not in it
+  const std::array<float, 6> expected{0.6F, -0.8F, 0, 0, 5, 12};
+  CHECK(std::ranges::equal(batch.features(), expected));
 }
 
 TEST_CASE("images of another kind are refused") {

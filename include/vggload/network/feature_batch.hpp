@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
-#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -105,5 +105,19 @@ class feature_batch {
   float* features_ = nullptr;
   float* labels_ = nullptr;
 };
+
+/// Brings the features of each image to the length 1 (Keras' `UnitNormalization`), for `map`. ReLU and pooling hand a
+/// factor through, so an image's brightness and contrast scale all of its features, and tell nothing of its class.
+/// Features that are all 0 stay so.
+inline void unit_normalization(feature_batch& batch) {
+  for (std::size_t image = 0; image < batch.size(); ++image) {
+    const std::span<float> features = batch[image].features;
+    double squares = 0;
+    for (const float value : features) squares += double{value} * double{value};
+    if (!(squares > 0)) continue;
+    const double factor = 1 / std::sqrt(squares);
+    for (float& value : features) value = static_cast<float>(double{value} * factor);
+  }
+}
 
 }  // namespace vggload::network
