@@ -73,6 +73,7 @@ void multiply_parts(const row_matrix<const float>& a, const row_matrix<const flo
       }
       for (std::size_t column = 0; column < c.columns; column += panel) {
         const std::size_t columns = std::min(panel, c.columns - column);
+        // What they give is not looked at, but no value that is read is undefined.
         if (columns < panel) std::fill_n(second.begin(), some * panel, 0.0F);
         if constexpr (SecondTransposed) {
           transpose(b.values + column * b.stride + k, b.stride, columns, some, second.data(),
