@@ -11,12 +11,15 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
 
 #include <vggload/convert/scalar.hpp>
 #include <vggload/core/dtype.hpp>
+#include <vggload/core/shape.hpp>
+#include <vggload/core/tensor_view.hpp>
 #include <vggload/load/checkpoint.hpp>
 #include <vggload/memory/ledger.hpp>
 #include <vggload/memory/process_memory.hpp>
@@ -97,6 +100,18 @@ std::vector<double> dense(std::span<const double> inputs, std::span<const float>
     outputs.push_back(relu ? std::max(sum, 0.0) : sum);
   }
   return outputs;
+}
+
+/// The network with the first ten of its classes, whose weights these are.
+vgg16::weights with_ten_classes(const vgg16::weights& all, std::span<const std::byte> weight) {
+  std::vector<vgg16::layer_view> layers(all.layers().begin(), all.layers().end());
+  vgg16::layer_view& last = layers.back();
+  last.spec.outputs = 10;
+  const bool torch = all.layout() == vgg16::weight_layout::torch;
+  last.weight = vggload::tensor_view(
+      dtype::f32, torch ? vggload::shape{10, 4096} : vggload::shape{4096, 10}, weight);
+  last.bias = vggload::tensor_view(dtype::f32, {10}, last.bias.bytes().first(10 * sizeof(float)));
+  return {all.layout(), std::move(layers)};
 }
 
 double largest_difference(std::span<const float> got, std::span<const double> wanted) {
@@ -182,6 +197,28 @@ TEST_CASE("the top is the sums written out, in either layout") {
       CHECK(largest_difference(logits.subspan(1000 * n, 1000), values) < 0.01 * scale);
     }
   }
+
+  // Ten classes, which are no whole number of what is computed at once: the first ten logits, to the bit.
+  const auto& predictions = weights["predictions"];
+  constexpr std::size_t features = 4096;
+  const vgg16::weights torch_ten =
+      with_ten_classes(weights, predictions.weight.bytes().first(10 * features * sizeof(float)));
+  std::vector<float> transposed(features * 10);
+  for (std::size_t i = 0; i < features; ++i) {
+    for (std::size_t o = 0; o < 10; ++o) {
+      transposed[i * 10 + o] = predictions.weight.values<float>()[o * features + i];
+    }
+  }
+  const vgg16::weights keras_ten =
+      with_ten_classes(keras_model.weights(), std::as_bytes(std::span(transposed)));
+  const auto ten_of = [&](const vgg16::weights& all, const vgg16::weights& ten) {
+    forward_pass all_pass(all, {.threads = 1});
+    forward_pass ten_pass(ten, {.threads = 2});
+    CHECK(ten_pass.output_shape() == vggload::shape{1, 10});
+    return std::ranges::equal(ten_pass(input), all_pass(input).first(10));
+  };
+  CHECK(ten_of(weights, torch_ten));
+  CHECK(ten_of(keras_model.weights(), keras_ten));
 
   // Softmax, written out.
   double sum = 0;
