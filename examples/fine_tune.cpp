@@ -610,12 +610,10 @@ class training_run {
             [&](const network::batch_report& report) {
               interrupted_.poll();
               const std::uint64_t all = setup_.wanted.epochs * report.batches;
-              std::array<char, 80> beside;
-              std::snprintf(beside.data(), beside.size(), "epoch %llu/%llu loss %.4f",
-                            static_cast<unsigned long long>(report.epoch + 1),
-                            static_cast<unsigned long long>(setup_.wanted.epochs),
-                            report.sums.mean_loss());
-              bar.show(report.epoch * report.batches + report.batch, all, beside.data());
+              std::array<char, 32> loss;
+              std::snprintf(loss.data(), loss.size(), " loss %.4f", report.sums.mean_loss());
+              const std::string beside = epoch_of(report.epoch) + loss.data();
+              bar.show(report.epoch * report.batches + report.batch, all, beside);
               const auto age = std::chrono::steady_clock::now() - saved;
               if (age >= checkpoint_interval || interrupted_.token().stop_requested()) save();
             },
@@ -640,10 +638,14 @@ class training_run {
                                    printable(setup_.wanted.checkpoint) + " is where it goes on");
   }
 
+  /// "epoch 3/10"; the first is 0.
+  [[nodiscard]] std::string epoch_of(std::uint64_t epoch) const {
+    return "epoch " + std::to_string(epoch + 1) + "/" + std::to_string(setup_.wanted.epochs);
+  }
+
   void print_epoch(std::uint64_t epoch, const network::epoch_metrics& metrics) const {
-    std::printf(
-        "epoch %llu/%llu loss %.4f accuracy %.4f", static_cast<unsigned long long>(epoch + 1),
-        static_cast<unsigned long long>(setup_.wanted.epochs), metrics.loss, metrics.accuracy);
+    std::printf("%s loss %.4f accuracy %.4f", epoch_of(epoch).c_str(), metrics.loss,
+                metrics.accuracy);
     if (metrics.val_loss) {
       std::printf(" val_loss %.4f val_accuracy %.4f", *metrics.val_loss, *metrics.val_accuracy);
     }

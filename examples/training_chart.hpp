@@ -110,10 +110,11 @@ class training_chart {
       last = here;
       const std::string x = number(left + across_(static_cast<double>(i + 1)));
       const std::string y = number(bottom - up(*here));
-      points += x + "," + y + " ";
-      circles += "<circle class=\"" + std::string(name) + "-point\" cx=\"" + x + "\" cy=\"" + y +
-                 "\" r=\"3\"><title>epoch " + std::to_string(i + 1) + ": " +
-                 vggload::detail::decimal(*here, 4) + "</title></circle>\n";
+      points.append(x).append(",").append(y).append(" ");
+      circles.append("<circle class=\"").append(name).append("-point\" cx=\"").append(x);
+      circles.append("\" cy=\"").append(y).append("\" r=\"3\"><title>epoch ");
+      circles.append(std::to_string(i + 1)).append(": ");
+      circles.append(vggload::detail::decimal(*here, 4)).append("</title></circle>\n");
     }
     if (!last) return;
     svg_ += "<polyline class=\"" + std::string(name) + "\" points=\"" + points + "\"/>\n" + circles;

@@ -241,7 +241,7 @@ TEST_CASE("a checkpoint of other options, or a damaged one, is an error and stay
   const auto line = command_line({"--cache", "cache"}, "1");
   REQUIRE(run_in(folder, line).exit_code == 0);
   const std::string whole = test::read_file(folder.file("fine_tune.safetensors"));
-  for (const auto& [option, value] :
+  for (const auto& change :
        std::vector<std::pair<std::string, std::string>>{{"--seed", "3"},
                                                         {"--batch", "8"},
                                                         {"--optimizer", "sgd"},
@@ -249,9 +249,9 @@ TEST_CASE("a checkpoint of other options, or a damaged one, is an error and stay
                                                         {"--policy", "mixed_float16"},
                                                         {"--validation-split", "0.3"},
                                                         {"--preprocess", "keras"}}) {
-    INFO(option);
+    INFO(change.first);
     auto other = line;
-    other.insert(other.end(), {option, value});
+    other.insert(other.end(), {change.first, change.second});
     check_refused(run_in(folder, other),
                   "fine_tune.safetensors: the checkpoint is of another training: ");
   }
