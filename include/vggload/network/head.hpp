@@ -594,7 +594,7 @@ class head {
   void round(const detail::head_layout::parameter& each, std::size_t first,
              std::size_t count) const noexcept {
     if (each.rounded == none) return;
-    compute(each.rounded).write(first, floats(each.values).subspan(first, count));
+    (void)compute(each.rounded).write(first, floats(each.values).subspan(first, count));
   }
 
   [[nodiscard]] std::size_t normalization_step() const {
@@ -642,7 +642,7 @@ class head {
       const auto block = std::span(values).first(std::min(values.size(), count - done));
       from.read(first + done, block);
       action(block, done);
-      to.write(first + done, block);
+      (void)to.write(first + done, block);
     }
   }
 
@@ -668,7 +668,7 @@ class head {
           for (std::size_t i = 0; i < count; ++i) sums[i] += values[i];
         }
         for (std::size_t i = 0; i < count; ++i) sums[i] /= static_cast<float>(pixels);
-        output.write(image * each.channels + first, std::span(sums).first(count));
+        (void)output.write(image * each.channels + first, std::span(sums).first(count));
       }
     }
     return output;
@@ -741,7 +741,7 @@ class head {
         row[k] = relu && value < 0 ? 0.0F : value;  // a NaN stays
       }
     }
-    output.write(0, sums, each.outputs);
+    (void)output.write(0, sums, each.outputs);
     return output;
   }
 
@@ -767,7 +767,7 @@ class head {
   }
 
   /// Of kernel and bias, from those by the layer's outputs.
-  bool weight_gradients(std::size_t i, const row_matrix<const float>& errors) const {
+  [[nodiscard]] bool weight_gradients(std::size_t i, const row_matrix<const float>& errors) const {
     const detail::head_layout::step& each = layout_.steps[i];
     const std::span<float> tile = floats(layout_.weight_tile);
     const number_buffer kernel = compute(layout_.parameters[each.parameter].gradient);
@@ -793,8 +793,9 @@ class head {
   }
 
   /// By the layer's inputs, from those by its outputs.
-  bool input_gradients(const detail::head_layout::step& each, const row_matrix<const float>& errors,
-                       const number_buffer& to) const {
+  [[nodiscard]] bool input_gradients(const detail::head_layout::step& each,
+                                     const row_matrix<const float>& errors,
+                                     const number_buffer& to) const {
     const number_view kernel = weights(each.parameter);
     bool finite = true;
     for (std::size_t first = 0; first < each.inputs; first += each.tile_rows) {

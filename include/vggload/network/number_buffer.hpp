@@ -59,7 +59,7 @@ class number_buffer {
 
   /// The numbers from `first` on become `values`, rounded. Returns whether all of them are finite where
   /// they have 16 bits, and true for FP32, whose are not looked at.
-  bool write(std::size_t first, std::span<const float> values) const noexcept {
+  [[nodiscard]] bool write(std::size_t first, std::span<const float> values) const noexcept {
     return !find_conversion(dtype::f32, type_)(std::as_bytes(values).data(),
                                                data_ + first * bits_of(type_) / 8, values.size());
   }
@@ -74,7 +74,8 @@ class number_buffer {
     return {tile.data(), rows, columns, columns};
   }
   /// Writes what lies in such a room. Returns as the other `write`.
-  bool write(std::size_t first, const row_matrix<float>& room, std::size_t stride) const noexcept {
+  [[nodiscard]] bool write(std::size_t first, const row_matrix<float>& room,
+                           std::size_t stride) const noexcept {
     if (type_ == dtype::f32) return true;
     bool finite = true;
     for (std::size_t row = 0; row < room.rows; ++row) {
