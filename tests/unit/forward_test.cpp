@@ -292,13 +292,13 @@ TEST_CASE("weights that stay in their file give the same bits as loaded ones") {
   const std::vector<float> image = random_images(image_values);
   const test::temporary_folder folder;
   for (const weight_layout layout : {weight_layout::torch, weight_layout::keras}) {
-    for (const auto& [in_file, conversions] :
-         std::vector<std::pair<dtype, std::vector<std::optional<dtype>>>>{
+    for (const auto& each : std::vector<std::pair<dtype, std::vector<std::optional<dtype>>>>{
              {dtype::f32, {std::nullopt, dtype::f16}},
              {dtype::f16, {std::nullopt, dtype::f32}},
              {dtype::f64, {dtype::f32}}}) {
+      const dtype in_file = each.first;
       const std::string path = write_file(folder, {layout, in_file});
-      for (const std::optional<dtype> used : conversions) {
+      for (const std::optional<dtype> used : each.second) {
         INFO(name_of(layout), " ", vggload::name_of(in_file));
         const auto file = vggload::open_checkpoint(path);
         const auto model = vgg16::load(file, {.dtype = used, .include_top = false});

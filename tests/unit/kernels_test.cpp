@@ -13,13 +13,11 @@
 #include <doctest/doctest.h>
 
 #include <vggload/network/kernels.hpp>
-#include <vggload/network/winograd.hpp>
 
 #include "../support/simd_levels.hpp"
 
 using vggload::network::detail::find_kernels;
 using vggload::network::detail::kernels;
-using vggload::network::detail::output_tile;
 
 namespace {
 
