@@ -17,7 +17,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include "command.hpp"
@@ -241,12 +240,11 @@ class network {
       bytes += spec.weights() * vggload::bits_of(streamed_.weight_type(i)) / 8 +
                spec.outputs * std::uint64_t{vggload::bits_of(streamed_.bias_type(i))} / 8;
     }
-    const unsigned threads =
-        wanted_.threads == 0 ? std::max(1U, std::thread::hardware_concurrency()) : wanted_.threads;
-    const auto pass = vggload::vgg16::plan({.compute = vggload::dtype::f32,
-                                            .batch = batch,
-                                            .classes = bound.classes,
-                                            .threads = threads});
+    const auto pass =
+        vggload::vgg16::plan({.compute = vggload::dtype::f32,
+                              .batch = batch,
+                              .classes = bound.classes,
+                              .threads = vggload::network::pass_threads(wanted_.threads)});
     return bytes + pass.activations_bytes + pass.workspace_bytes;
   }
 

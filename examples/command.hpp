@@ -150,6 +150,14 @@ inline CLI::Validator height_and_width() {
           ""};
 }
 
+/// What names a file or folder, or begins its name.
+inline CLI::Validator not_empty() {
+  return {[](const std::string& text) {
+            return text.empty() ? std::string("it is empty") : std::string();
+          },
+          ""};
+}
+
 /// Adds an option that takes one of some words, and nothing else.
 template <class Choice>
 CLI::Option* add_choice(CLI::App& app, const std::string& name, Choice& chosen,

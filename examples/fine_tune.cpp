@@ -762,11 +762,7 @@ int main(int argc, char** argv) try {
   auto* const cache =
       app.add_option("--cache", wanted.cache,
                      "Keep the images' features in this folder, and look at the images once")
-          ->check(CLI::Validator(
-              [](const std::string& text) {
-                return text.empty() ? std::string("a folder has a name") : std::string();
-              },
-              ""))
+          ->check(command::not_empty())
           ->type_name("DIR");
   app.add_option("--memory-limit", wanted.memory_limit,
                  "Most memory for all that is planned, e.g. 300MiB")

@@ -155,11 +155,7 @@ int main(int argc, char** argv) try {
       ->type_name("N");
   app.add_option("--npy", wanted.npy,
                  "Write PREFIX-EEEE-BBBB-x.npy and -y.npy for each epoch and batch, from 0000 on")
-      ->check(CLI::Validator(
-          [](const std::string& prefix) {
-            return prefix.empty() ? std::string("a prefix is not empty") : std::string();
-          },
-          ""))
+      ->check(command::not_empty())
       ->type_name("PREFIX");
   return command::run(app, argc, argv, wanted.images.folder, [&] {
     command::interruption interrupted;

@@ -156,6 +156,18 @@ struct resolved_transfer {
   return text.data();
 }
 
+/// Reads some of a tensor: `action`. Its io_error has the file's name and the numbers, whose bytes they are is known
+/// only here.
+template <class Action>
+void naming_tensor(const tensor_info& info, Action&& action) {
+  try {
+    action();
+  } catch (const io_error& cause) {
+    throw io_error(std::string(cause.what()) + " (tensor " + in_quotes(info.name) + ")",
+                   cause.code());
+  }
+}
+
 /// What an `overflow_error` says: which element of a file's tensor exceeds the type it is rounded to.
 [[nodiscard]] inline std::string overflow_text(std::string_view path, const tensor_info& info,
                                                std::uint64_t element, double value, dtype to) {
@@ -354,24 +366,12 @@ class stream_run {
                        std::uint64_t last) {
     const std::uint64_t per_window =
         window_bytes_ / std::max(t.source_element, t.destination_element);
-    naming_tensor(t, [&, this] {
+    naming_tensor(reader_.tensors()[t.tensor], [&, this] {
       for (std::uint64_t begin = first; begin < last && goes_on(); begin += per_window) {
         stream_window(worker, t, begin,
                       static_cast<std::size_t>(std::min(per_window, last - begin)));
       }
     });
-  }
-
-  template <class Action>
-  void naming_tensor(const resolved_transfer& t, Action&& action) const {
-    try {
-      action();
-    } catch (const io_error& cause) {
-      // The file's name and the numbers are there, whose bytes they are is known only here.
-      throw io_error(std::string(cause.what()) + " (tensor " +
-                         in_quotes(reader_.tensors()[t.tensor].name) + ")",
-                     cause.code());
-    }
   }
 
   void stream_window(unsigned worker, const resolved_transfer& t, std::uint64_t element,
@@ -472,7 +472,7 @@ class stream_run {
   void stream_boxes(unsigned worker, std::uint64_t number) {
     const auto t = std::ranges::upper_bound(transfers_, number, {}, &resolved_transfer::last_box);
     if (is_past_refusal(*t)) return;
-    naming_tensor(*t, [&, this] {
+    naming_tensor(reader_.tensors()[t->tensor], [&, this] {
       if (!t->sequential) {
         stream_box(worker, *t, number - (t->last_box - t->permuted->boxes()));
         return;

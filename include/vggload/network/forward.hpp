@@ -49,6 +49,11 @@ struct layer_progress {
   std::size_t all;
 };
 
+/// The threads of a pass that was asked for `wanted`, which its plan has to know. 0: one for each processor.
+[[nodiscard]] inline unsigned pass_threads(unsigned wanted) noexcept {
+  return wanted == 0 ? std::max(1U, std::thread::hardware_concurrency()) : std::min(wanted, 1024U);
+}
+
 struct forward_options {
   std::uint64_t batch = 1;
   /// Of the input, in pixels: 224 and 224 with the top, at least 32 without.
@@ -174,7 +179,7 @@ class forward_pass {
   forward_pass(const forward_options& options, std::size_t layers, const MakeMatrix& make_matrix)
       : options_(options),
         kernels_(detail::find_kernels()),
-        threads_(thread_count(options.threads)) {
+        threads_(pass_threads(options.threads)) {
     if (layers != vgg16::layer_count(true) && layers != vgg16::layer_count(false)) {
       throw error("forward pass: VGG16 has 13 or 16 layers, not " + std::to_string(layers));
     }
@@ -228,11 +233,6 @@ class forward_pass {
     weight_tile_ = take("weight tile", plan.weight_tile_bytes, memory_role::workspace);
     thread_tiles_ = take("thread tiles", plan.thread_tiles_bytes, memory_role::workspace);
     activations_ = take("activations", activations, memory_role::activations);
-  }
-
-  [[nodiscard]] static unsigned thread_count(unsigned wanted) {
-    return wanted == 0 ? std::max(1U, std::thread::hardware_concurrency())
-                       : std::min(wanted, 1024U);
   }
 
   /// How many layers there are up to the one with this name.

@@ -9,7 +9,6 @@
 #include <mutex>
 #include <span>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -69,23 +68,13 @@ struct frozen_base_footprint {
   return {options.height / 32, options.width / 32, channels};
 }
 
-namespace detail {
-
-/// The threads that a pass takes, whose number its plan asks for.
-[[nodiscard]] inline unsigned threads_of(const frozen_base_options& options) noexcept {
-  if (options.threads == 0) return std::max(1U, std::thread::hardware_concurrency());
-  return std::min(options.threads, 1024U);
-}
-
-}  // namespace detail
-
 /// By arithmetic alone. Throws what `vgg16::plan` throws.
 [[nodiscard]] inline frozen_base_footprint plan_frozen_base(const frozen_base_options& options) {
   const vgg16::footprint pass = vgg16::plan({.batch = options.batch,
                                              .height = options.height,
                                              .width = options.width,
                                              .include_top = false,
-                                             .threads = detail::threads_of(options)});
+                                             .threads = pass_threads(options.threads)});
   // Smaller than the activations, which are in the plan: no overflow.
   const std::uint64_t staging =
       std::uint64_t{options.batch} * options.height * options.width * 3 * 4;
@@ -141,7 +130,7 @@ class frozen_base {
                                                 .height = options.height,
                                                 .width = options.width,
                                                 .pooling = options.pooling,
-                                                .threads = detail::threads_of(options),
+                                                .threads = options.threads,
                                                 .ledger = options.ledger}) {
     if (options.batch == 1) return;
     memory_ = arena<host_resource>(options.batch * image_values() * sizeof(float), {},

@@ -22,6 +22,7 @@ namespace vggload::network::detail {
 
 using vggload::detail::for_each_overflow;
 using vggload::detail::make_finite;
+using vggload::detail::naming_tensor;
 using vggload::detail::overflow_text;
 
 /// A tensor's elements as FP32, in the order in which they lie: those of a view, or of a file that is read whenever
@@ -122,13 +123,8 @@ class weight_source {
   }
 
   void read(std::uint64_t first, std::span<std::byte> to) const {
-    try {
-      file_->read(tensor_, first * element_, to);
-    } catch (const io_error& cause) {
-      throw io_error(
-          std::string(cause.what()) + " (tensor " + in_quotes(file_->tensors()[tensor_].name) + ")",
-          cause.code());
-    }
+    naming_tensor(file_->tensors()[tensor_],
+                  [&, this] { file_->read(tensor_, first * element_, to); });
   }
 
   shape dims_;
