@@ -15,11 +15,10 @@
 #include <utility>
 #include <vector>
 
-#include <vggload/convert/health.hpp>
-#include <vggload/convert/scalar.hpp>
+#include <vggload/convert/convert.hpp>
+#include <vggload/convert/overflow.hpp>
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
-#include <vggload/core/float16.hpp>
 #include <vggload/cuda/health.hpp>
 #include <vggload/cuda/upload_engine.hpp>
 #include <vggload/memory/host_resource.hpp>
@@ -158,7 +157,7 @@ class fake_device {
     const std::scoped_lock lock(mutex());
     count_call();
     history().copied_bytes += from.size();
-    order.steps_->push_back({[=] { std::ranges::copy(from, to); }});
+    order.steps_->push_back({[=] { std::memcpy(to, from.data(), from.size()); }});
   }
   void set_zero(std::byte* to, std::size_t bytes, stream& order) const {
     const std::scoped_lock lock(mutex());
@@ -171,16 +170,13 @@ class fake_device {
     count_call();
     ++history().conversions;
     order.steps_->push_back({[=] {
-      vggload::tensor_health measured;
-      if (to == vggload::dtype::f16) {
-        vggload::detail::measure_scalar<float, vggload::float16>(source, destination, count,
-                                                                 measured);
-      } else {
-        vggload::detail::measure_scalar<float, vggload::bfloat16>(source, destination, count,
-                                                                  measured);
+      std::uint64_t overflowed = 0;
+      if (vggload::find_conversion(vggload::dtype::f32, to)(source, destination, count)) {
+        vggload::detail::for_each_overflow(vggload::dtype::f32, to, source, destination, count,
+                                           [&](std::size_t, double, std::byte*) { ++overflowed; });
       }
-      health->numel += measured.numel;
-      health->counts.overflowed += measured.overflowed;
+      health->numel += count;
+      health->counts.overflowed += overflowed;
     }});
   }
   void record(event& place, stream& order) const {
@@ -203,7 +199,7 @@ class fake_device {
   void copy_to_host(std::span<std::byte> to, const std::byte* from) const {
     const std::scoped_lock lock(mutex());
     count_call();
-    std::copy_n(from, to.size(), to.begin());
+    std::memcpy(to.data(), from, to.size());
   }
   void drain(stream& order) const noexcept {
     const std::scoped_lock lock(mutex());
