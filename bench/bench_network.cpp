@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
-// Seconds of VGG16's forward pass: bench_network FILE BATCH THREADS DTYPE MEMORY_LIMIT
+// Seconds of VGG16's forward pass: bench_network FILE BATCH THREADS DTYPE MEMORY_LIMIT [READ_AHEAD]
 // DTYPE: of the weights in memory, f32, f16, bf16 or keep. MEMORY_LIMIT: bytes of the pass that reads its weights from the
-// file each time; 0: they are loaded. Answers each line on standard input with the seconds of one pass, so that
+// file each time; 0: they are loaded. READ_AHEAD: bytes that are read before they are used. Answers each line on standard input with the seconds of one pass, so that
 // bench/network_peers.py can let it take turns with others.
 
 #include <chrono>
@@ -47,14 +47,17 @@ int main(int argc, char** argv) try {
                                                                    {"bf16", vggload::dtype::bf16},
                                                                    {"keep", std::nullopt}};
   const std::vector<std::string> arguments(argv + 1, argv + argc);
-  if (arguments.size() != 5 || !types.contains(arguments[3])) {
-    std::fputs("usage: bench_network FILE BATCH THREADS f32|f16|bf16|keep MEMORY_LIMIT\n", stderr);
+  if (arguments.size() < 5 || arguments.size() > 6 || !types.contains(arguments[3])) {
+    std::fputs(
+        "usage: bench_network FILE BATCH THREADS f32|f16|bf16|keep MEMORY_LIMIT [READ_AHEAD]\n",
+        stderr);
     return 2;
   }
   const std::size_t batch = std::stoul(arguments[1]);
   const std::uint64_t limit = std::stoull(arguments[4]);
   vggload::network::forward_options options{
       .batch = batch, .threads = static_cast<unsigned>(std::stoul(arguments[2]))};
+  if (arguments.size() == 6) options.read_ahead_bytes = std::stoull(arguments[5]);
   const vggload::checkpoint file = vggload::open_checkpoint(arguments[0]);
   if (limit > 0) {
     options.memory_limit = limit;

@@ -151,6 +151,9 @@ class Contestant:
         time.sleep(0.05)  # until its threads no longer spin
         return seconds
 
+    def measure(self):
+        self.seconds.append(self.run())
+
     def mebibytes(self, key):
         with open(f"/proc/{self.process.pid}/status") as status:
             rows = dict(row.split(":", 1) for row in status)
@@ -161,9 +164,17 @@ class Contestant:
         self.process.wait()
 
 
+def own_contestant(build, file, dtype, limit=0, batch=1, *read_ahead):
+    return Contestant([build / "bench/bench_network", file, batch, THREADS, dtype, limit, *read_ahead])
+
+
+def ratio_of(one, other):
+    return statistics.median(a / b for a, b in zip(one.seconds, other.seconds))
+
+
 def contestants(build, files, batch):
     def own(file, dtype, limit=0):
-        return Contestant([build / "bench/bench_network", file, batch, THREADS, dtype, limit])
+        return own_contestant(build, file, dtype, limit, batch)
 
     def peer(name, file):
         return Contestant([sys.executable, __file__, "--peer", name, file, batch])
@@ -175,6 +186,7 @@ def contestants(build, files, batch):
     }
     if batch == 1:
         started["FP32, streamed in 64 MiB"] = own(files["torch"], "keep", STREAMED_LIMIT)
+        started["FP32, streamed in 64 MiB, Keras' layout"] = own(files["keras"], "keep", STREAMED_LIMIT)
         started["FP16, streamed in 64 MiB"] = own(files["f16"], "keep", STREAMED_LIMIT)
     for name in PEERS:
         started[name] = peer(name, files["onnx" if name == "onnxruntime" else "torch"])
@@ -188,13 +200,12 @@ def compare(build, files, batch, rounds):
             contestant.run()
     for _ in range(rounds):
         for contestant in started.values():
-            contestant.seconds.append(contestant.run())
+            contestant.measure()
     medians = {name: statistics.median(one.seconds) for name, one in started.items()}
     best_torch = min((name for name in medians if name.startswith("torch")), key=medians.get)
 
     def ratio(name, other):
-        pairs = zip(started[name].seconds, started[other].seconds)
-        return statistics.median(a / b for a, b in pairs)
+        return ratio_of(started[name], started[other])
 
     print(f"\nbatch {batch}, {THREADS} threads, medians of {rounds} rounds; to {best_torch}, to onnxruntime\n")
     print("| | ms an image | to torch | to onnxruntime | peak resident, MiB | anonymous, MiB |")
@@ -207,10 +218,52 @@ def compare(build, files, batch, rounds):
         )
     if batch == 1:
         print()
-        for kind, whole in (("FP32", "FP32, mapped"), ("FP16", "FP16")):
-            print(f"{kind}, streamed / loaded: {ratio(f'{kind}, streamed in 64 MiB', whole):.2f}  (bar 1.2)")
+        for streamed, whole in (
+            ("FP32, streamed in 64 MiB", "FP32, mapped"),
+            ("FP32, streamed in 64 MiB, Keras' layout", "FP32, mapped, Keras' layout"),
+            ("FP16, streamed in 64 MiB", "FP16"),
+        ):
+            print(f"{streamed} / {whole}: {ratio(streamed, whole):.2f}  (bar 1.2)")
     for one in started.values():
         one.end()
+
+
+def drop_from_page_cache(path):
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_whole(path):
+    window = bytearray(4 << 20)
+    with open(path, "rb", buffering=0) as file:
+        start = time.perf_counter()
+        while file.readinto(window):
+            pass
+        return time.perf_counter() - start
+
+
+def compare_cold(build, files, rounds):
+    """Streamed from the device instead of the page cache, with and without reading ahead."""
+    print("\nfrom a cold file, batch 1: milliseconds, medians\n")
+    print("| | reads ahead | does not | ratio | the file is read in |")
+    print("|---|---|---|---|---|")
+    for name in ("torch", "keras"):
+        path = files[name]
+        ahead = own_contestant(build, path, "keep", STREAMED_LIMIT)
+        without = own_contestant(build, path, "keep", STREAMED_LIMIT, 1, 0)
+        whole = []
+        for _ in range(rounds):
+            for measure in (ahead.measure, without.measure, lambda: whole.append(read_whole(path))):
+                drop_from_page_cache(path)
+                measure()
+        milliseconds = [statistics.median(each) * 1000 for each in (ahead.seconds, without.seconds, whole)]
+        print(
+            f"| FP32, {name}'s layout | {milliseconds[0]:.0f} | {milliseconds[1]:.0f}"
+            f" | {ratio_of(ahead, without):.2f} | {milliseconds[2]:.0f} |"
+        )
+        ahead.end()
+        without.end()
 
 
 def make_files(build, checkpoint, folder):
@@ -244,6 +297,11 @@ def main():
     options = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
     files = make_files(options.build, options.checkpoint, options.folder)
+    compare_cold(options.build, files, options.rounds)
+    for path in files.values():
+        # What was written page by page lies in the page cache page by page, and is read from it at two thirds of the speed.
+        drop_from_page_cache(path)
+        read_whole(path)
     for batch in BATCHES:
         compare(options.build, files, batch, options.rounds if batch == 1 else options.rounds // 2)
 

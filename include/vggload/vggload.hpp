@@ -45,6 +45,7 @@
 #include <vggload/load/convert_checkpoint.hpp>
 #include <vggload/load/dtype_policy.hpp>
 #include <vggload/load/memory_plan.hpp>
+#include <vggload/load/read_ahead.hpp>
 #include <vggload/load/row_major.hpp>
 #include <vggload/load/stream.hpp>
 #include <vggload/load/upload_ring.hpp>

@@ -23,6 +23,7 @@
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
+#include <vggload/load/read_ahead.hpp>
 #include <vggload/memory/arena.hpp>
 #include <vggload/memory/host_resource.hpp>
 #include <vggload/memory/ledger.hpp>
@@ -70,6 +71,9 @@ struct forward_options {
   unsigned threads = 0;
   /// Most bytes that the pass may allocate: activations and workspace.
   std::optional<std::uint64_t> memory_limit = {};
+  /// Of streamed weights: how many bytes a thread reads before they are used (load/read_ahead.hpp). They lie in the page
+  /// cache, not in memory of the pass. 0: none.
+  std::uint64_t read_ahead_bytes = std::uint64_t{64} << 20U;
   /// Where the buffers are entered, if anywhere.
   std::shared_ptr<memory_ledger> ledger = {};
   /// Called from the caller's thread.
@@ -86,7 +90,7 @@ class forward_pass {
   /// last layer, `unsupported_error` where they cannot be widened, what `vgg16::plan` throws, and `out_of_memory`.
   forward_pass(const vgg16::weights& weights, const forward_options& options)
       : forward_pass(options, weights.layers().size(),
-                     [&](std::size_t i, const vgg16::layer& wanted) {
+                     [&](std::size_t i, const vgg16::layer& wanted, read_ahead&) {
                        const vgg16::layer_view& view = weights.layers()[i];
                        vgg16::layer spec = wanted;
                        if (i + 1 == vgg16::layers.size()) spec.outputs = view.spec.outputs;
@@ -99,13 +103,13 @@ class forward_pass {
   /// permuted, which cannot be read in parts. A pass throws `io_error` and `overflow_error`.
   forward_pass(const streamed_weights& weights, const forward_options& options)
       : forward_pass(options, weights.layers().layers.size(),
-                     [&](std::size_t i, const vgg16::layer&) {
+                     [&](std::size_t i, const vgg16::layer&, read_ahead& ahead) {
                        const vgg16::bound_layer& bound = weights.layers().layers[i];
                        return detail::weight_matrix(
                            detail::weight_source(weights.file(), bound.weight, bound.weight_shape,
-                                                 weights.weight_type(i), weights.overflow()),
+                                                 weights.weight_type(i), weights.overflow(), ahead),
                            detail::weight_source(weights.file(), bound.bias, bound.bias_shape,
-                                                 weights.bias_type(i), weights.overflow()),
+                                                 weights.bias_type(i), weights.overflow(), ahead),
                            weights.layers().layout, bound.spec);
                      }) {}
 
@@ -179,7 +183,8 @@ class forward_pass {
   forward_pass(const forward_options& options, std::size_t layers, const MakeMatrix& make_matrix)
       : options_(options),
         kernels_(detail::find_kernels()),
-        threads_(pass_threads(options.threads)) {
+        threads_(pass_threads(options.threads)),
+        ahead_(options.read_ahead_bytes) {
     if (layers != vgg16::layer_count(true) && layers != vgg16::layer_count(false)) {
       throw error("forward pass: VGG16 has 13 or 16 layers, not " + std::to_string(layers));
     }
@@ -192,7 +197,7 @@ class forward_pass {
     const std::size_t used = layers_up_to(options.last_layer, layers);
     if (used <= vgg16::conv_layers) wanted.include_top = false;
     for (std::size_t i = 0; i < used; ++i) {
-      steps_.push_back({make_matrix(i, vgg16::layers[i]), false, vgg16::layers[i].name});
+      steps_.push_back({make_matrix(i, vgg16::layers[i], ahead_), false, vgg16::layers[i].name});
     }
     if (wanted.include_top && used == vgg16::layers.size()) {
       wanted.classes = steps_.back().matrix.spec().outputs;
@@ -255,6 +260,7 @@ class forward_pass {
   }
 
   void run_on_threads(const float* images) {
+    const read_ahead::running reading(ahead_);
     run_state state(threads_);
     state_ = &state;
     std::mutex mutex;
@@ -701,6 +707,7 @@ class forward_pass {
   forward_options options_;
   detail::kernels kernels_;
   unsigned threads_;
+  read_ahead ahead_;
   std::vector<step> steps_;
   shape output_shape_;
   arena<host_resource> memory_{0};

@@ -16,6 +16,7 @@
 #include <vggload/core/tensor_view.hpp>
 #include <vggload/io/weight_reader.hpp>
 #include <vggload/load/checkpoint.hpp>
+#include <vggload/load/read_ahead.hpp>
 #include <vggload/load/stream.hpp>
 
 namespace vggload::network::detail {
@@ -41,10 +42,10 @@ class weight_source {
     }
   }
 
-  /// A tensor of a file, which is shown with the shape `dims` and whose elements are rounded to `stored` first. Throws
-  /// `unsupported_error` where it cannot be read in parts.
+  /// A tensor of a file, which is shown with the shape `dims` and whose elements are rounded to `stored` first. It comes
+  /// next in `ahead`, which must live as long. Throws `unsupported_error` where it cannot be read in parts.
   weight_source(const checkpoint& file, std::size_t tensor, shape dims, dtype stored,
-                overflow_policy overflow)
+                overflow_policy overflow, read_ahead& ahead)
       : dims_(std::move(dims)),
         order_(file.tensors()[tensor].order),
         type_(stored),
@@ -65,6 +66,8 @@ class weight_source {
     widen_ = find_conversion(rounds ? stored : info.dtype, dtype::f32);
     if (rounds && round_ == nullptr) widen_ = nullptr;
     reads_in_place_ = !rounds && info.dtype == dtype::f32;
+    ahead_ = &ahead;
+    place_ = ahead.append(file, tensor);
   }
 
   [[nodiscard]] const shape& dims() const noexcept { return dims_; }
@@ -125,6 +128,7 @@ class weight_source {
   void read(std::uint64_t first, std::span<std::byte> to) const {
     naming_tensor(file_->tensors()[tensor_],
                   [&, this] { file_->read(tensor_, first * element_, to); });
+    ahead_->advance(place_ + first * element_ + to.size());
   }
 
   shape dims_;
@@ -134,6 +138,8 @@ class weight_source {
   const float* values_ = nullptr;
   const checkpoint* file_ = nullptr;
   std::size_t tensor_ = 0;
+  read_ahead* ahead_ = nullptr;
+  std::uint64_t place_ = 0;  // of the tensor, in what is read ahead
   overflow_policy overflow_ = overflow_policy::keep;
   std::size_t element_ = 0;  // bytes of one, where it is read
   conversion round_ = nullptr;
