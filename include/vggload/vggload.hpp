@@ -44,8 +44,8 @@
 #include <vggload/load/checkpoint.hpp>
 #include <vggload/load/convert_checkpoint.hpp>
 #include <vggload/load/dtype_policy.hpp>
+#include <vggload/load/file_read_ahead.hpp>
 #include <vggload/load/memory_plan.hpp>
-#include <vggload/load/read_ahead.hpp>
 #include <vggload/load/row_major.hpp>
 #include <vggload/load/stream.hpp>
 #include <vggload/load/upload_ring.hpp>

@@ -23,7 +23,7 @@
 #include <vggload/core/dtype.hpp>
 #include <vggload/core/error.hpp>
 #include <vggload/core/shape.hpp>
-#include <vggload/load/read_ahead.hpp>
+#include <vggload/load/file_read_ahead.hpp>
 #include <vggload/memory/arena.hpp>
 #include <vggload/memory/host_resource.hpp>
 #include <vggload/memory/ledger.hpp>
@@ -71,7 +71,7 @@ struct forward_options {
   unsigned threads = 0;
   /// Most bytes that the pass may allocate: activations and workspace.
   std::optional<std::uint64_t> memory_limit = {};
-  /// Of streamed weights: how many bytes a thread reads before they are used (load/read_ahead.hpp). They lie in the page
+  /// Of streamed weights: how many bytes a thread reads before they are used (load/file_read_ahead.hpp). They lie in the page
   /// cache, not in memory of the pass. 0: none.
   std::uint64_t read_ahead_bytes = std::uint64_t{64} << 20U;
   /// Where the buffers are entered, if anywhere.
@@ -90,7 +90,7 @@ class forward_pass {
   /// last layer, `unsupported_error` where they cannot be widened, what `vgg16::plan` throws, and `out_of_memory`.
   forward_pass(const vgg16::weights& weights, const forward_options& options)
       : forward_pass(options, weights.layers().size(),
-                     [&](std::size_t i, const vgg16::layer& wanted, read_ahead&) {
+                     [&](std::size_t i, const vgg16::layer& wanted, file_read_ahead&) {
                        const vgg16::layer_view& view = weights.layers()[i];
                        vgg16::layer spec = wanted;
                        if (i + 1 == vgg16::layers.size()) spec.outputs = view.spec.outputs;
@@ -103,7 +103,7 @@ class forward_pass {
   /// permuted, which cannot be read in parts. A pass throws `io_error` and `overflow_error`.
   forward_pass(const streamed_weights& weights, const forward_options& options)
       : forward_pass(options, weights.layers().layers.size(),
-                     [&](std::size_t i, const vgg16::layer&, read_ahead& ahead) {
+                     [&](std::size_t i, const vgg16::layer&, file_read_ahead& ahead) {
                        const vgg16::bound_layer& bound = weights.layers().layers[i];
                        return detail::weight_matrix(
                            detail::weight_source(weights.file(), bound.weight, bound.weight_shape,
@@ -260,7 +260,7 @@ class forward_pass {
   }
 
   void run_on_threads(const float* images) {
-    const read_ahead::running reading(ahead_);
+    const file_read_ahead::running reading(ahead_);
     run_state state(threads_);
     state_ = &state;
     std::mutex mutex;
@@ -707,7 +707,7 @@ class forward_pass {
   forward_options options_;
   detail::kernels kernels_;
   unsigned threads_;
-  read_ahead ahead_;
+  file_read_ahead ahead_;
   std::vector<step> steps_;
   shape output_shape_;
   arena<host_resource> memory_{0};

@@ -16,7 +16,7 @@
 #include <vggload/core/tensor_view.hpp>
 #include <vggload/io/weight_reader.hpp>
 #include <vggload/load/checkpoint.hpp>
-#include <vggload/load/read_ahead.hpp>
+#include <vggload/load/file_read_ahead.hpp>
 #include <vggload/load/stream.hpp>
 
 namespace vggload::network::detail {
@@ -45,7 +45,7 @@ class weight_source {
   /// A tensor of a file, which is shown with the shape `dims` and whose elements are rounded to `stored` first. It comes
   /// next in `ahead`, which must live as long. Throws `unsupported_error` where it cannot be read in parts.
   weight_source(const checkpoint& file, std::size_t tensor, shape dims, dtype stored,
-                overflow_policy overflow, read_ahead& ahead)
+                overflow_policy overflow, file_read_ahead& ahead)
       : dims_(std::move(dims)),
         order_(file.tensors()[tensor].order),
         type_(stored),
@@ -138,7 +138,7 @@ class weight_source {
   const float* values_ = nullptr;
   const checkpoint* file_ = nullptr;
   std::size_t tensor_ = 0;
-  read_ahead* ahead_ = nullptr;
+  file_read_ahead* ahead_ = nullptr;
   std::uint64_t place_ = 0;  // of the tensor, in what is read ahead
   overflow_policy overflow_ = overflow_policy::keep;
   std::size_t element_ = 0;  // bytes of one, where it is read

@@ -26,15 +26,15 @@ namespace vggload {
 /// the process; the kernel takes it back when it needs it. What is there already is left alone. Advice only: of a file that
 /// is not mapped, or that the process neither owns nor may write (mincore(2) tells nobody else what is in the page cache),
 /// nothing is read ahead, and errors are left to whoever wants the bytes. Neither moves nor copies.
-class read_ahead {
+class file_read_ahead {
  public:
   /// Reads at most `distance` bytes that are not used yet, so that little memory is not filled with what will be dropped
   /// before its turn. 0: nothing.
-  explicit read_ahead(std::uint64_t distance) : distance_(distance) {}
+  explicit file_read_ahead(std::uint64_t distance) : distance_(distance) {}
 
-  read_ahead(const read_ahead&) = delete;
-  read_ahead& operator=(const read_ahead&) = delete;
-  ~read_ahead() = default;
+  file_read_ahead(const file_read_ahead&) = delete;
+  file_read_ahead& operator=(const file_read_ahead&) = delete;
+  ~file_read_ahead() = default;
 
   /// The file's tensor comes next. The file must live as long. Returns the tensor's place in the sequence of all: how many
   /// bytes come before it.
@@ -49,7 +49,7 @@ class read_ahead {
   /// While it lives, the tensors are read ahead, from the first on. One at a time.
   class running {
    public:
-    explicit running(read_ahead& tensors) : tensors_(&tensors) {
+    explicit running(file_read_ahead& tensors) : tensors_(&tensors) {
       tensors.used_ = 0;
       if (tensors.parts_.empty() || tensors.distance_ == 0) return;
       try {
@@ -67,7 +67,7 @@ class read_ahead {
     }
 
    private:
-    read_ahead* tensors_;
+    file_read_ahead* tensors_;
     std::thread thread_;
   };
 

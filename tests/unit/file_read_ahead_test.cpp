@@ -31,7 +31,7 @@
 #include <vggload/io/input_file.hpp>
 #include <vggload/io/weight_reader.hpp>
 #include <vggload/load/checkpoint.hpp>
-#include <vggload/load/read_ahead.hpp>
+#include <vggload/load/file_read_ahead.hpp>
 
 #include "../support/temporary_folder.hpp"
 
@@ -123,7 +123,7 @@ struct scene {
     file = checkpoint::from(std::move(reader));
   }
 
-  void append_all(read_ahead& ahead) const {
+  void append_all(file_read_ahead& ahead) const {
     std::uint64_t place = 0;
     for (std::size_t i = 0; i < sizes.size(); ++i) {
       CHECK(ahead.append(*file, i) == place);
@@ -145,9 +145,9 @@ void check_settles(hole_reader::record& history, std::uint64_t bytes) {
 
 TEST_CASE("all is read once, in order") {
   const scene files;
-  read_ahead ahead(100 * mebibyte);
+  file_read_ahead ahead(100 * mebibyte);
   files.append_all(ahead);
-  const read_ahead::running reading(ahead);
+  const file_read_ahead::running reading(ahead);
   check_settles(*files.history, files.all);
   std::vector<std::uint64_t> ends(files.sizes.size());
   std::size_t last = 0;
@@ -162,9 +162,9 @@ TEST_CASE("all is read once, in order") {
 
 TEST_CASE("no more is read than the distance beyond what is used") {
   const scene files;
-  read_ahead ahead(2 * mebibyte);
+  file_read_ahead ahead(2 * mebibyte);
   files.append_all(ahead);
-  const read_ahead::running reading(ahead);
+  const file_read_ahead::running reading(ahead);
   check_settles(*files.history, 2 * mebibyte);
   // It goes on when a quarter of the distance has been used.
   ahead.advance(mebibyte / 4);
@@ -185,9 +185,9 @@ TEST_CASE("what has been used already is not read, nor what is in the page cache
     file.seekp(mebibyte);
     file << std::string(mebibyte, 'w');
   }
-  read_ahead ahead(2 * mebibyte);
+  file_read_ahead ahead(2 * mebibyte);
   files.append_all(ahead);
-  const read_ahead::running reading(ahead);
+  const file_read_ahead::running reading(ahead);
   check_settles(*files.history, mebibyte);
   ahead.advance(files.all - mebibyte);
   check_settles(*files.history, 2 * mebibyte);
@@ -200,10 +200,10 @@ TEST_CASE("what has been used already is not read, nor what is in the page cache
 
 TEST_CASE("it ends at any moment") {
   const scene files;
-  read_ahead ahead(mebibyte);
+  file_read_ahead ahead(mebibyte);
   files.append_all(ahead);
   for (int i = 0; i < 200; ++i) {
-    const read_ahead::running reading(ahead);
+    const file_read_ahead::running reading(ahead);
     if (i % 3 == 1) ahead.advance(static_cast<std::uint64_t>(i) * 50'000);
     if (i % 7 == 2) std::this_thread::yield();
   }
@@ -212,26 +212,26 @@ TEST_CASE("it ends at any moment") {
 TEST_CASE("an error is left to whoever wants the bytes, and the next time it begins anew") {
   const scene files;
   files.history->fails = true;
-  read_ahead ahead(mebibyte);
+  file_read_ahead ahead(mebibyte);
   files.append_all(ahead);
   {
-    const read_ahead::running reading(ahead);
+    const file_read_ahead::running reading(ahead);
     while (files.history->bytes() == 0) std::this_thread::yield();
     ahead.advance(files.all);
   }
   CHECK(files.history->reads.size() == 1);
   files.history->reads.clear();
   files.history->fails = false;
-  const read_ahead::running reading(ahead);
+  const file_read_ahead::running reading(ahead);
   check_settles(*files.history, mebibyte);
 }
 
 TEST_CASE("nothing is read ahead of a file that is not mapped, or by no distance") {
   for (const bool maps : {false, true}) {
     const scene files(maps);
-    read_ahead ahead(maps ? 0 : mebibyte);
+    file_read_ahead ahead(maps ? 0 : mebibyte);
     files.append_all(ahead);
-    const read_ahead::running reading(ahead);
+    const file_read_ahead::running reading(ahead);
     check_settles(*files.history, 0);
   }
 }
