@@ -10,7 +10,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <iterator>
-#include <new>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,6 +25,7 @@
 #include <vggload/vgg16/load.hpp>
 
 #include "../support/fake_reader.hpp"
+#include "../support/replaced_new.hpp"
 #include "../support/temporary_folder.hpp"
 
 namespace {
@@ -36,41 +36,19 @@ std::atomic<std::int64_t> passed = 0;
 std::atomic<std::int64_t> may_pass = 0;
 std::atomic<std::int64_t> live = 0;
 
-void* allocate(std::size_t bytes, std::size_t alignment) noexcept {
+}  // namespace
+
+void* test::allocate(std::size_t bytes, std::size_t alignment) noexcept {
   if (counting && passed++ >= may_pass) return nullptr;
-  void* const memory =
-      std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  void* const memory = aligned_block(bytes, alignment);
   if (memory != nullptr) ++live;
   return memory;
 }
 
-void* allocate_or_throw(std::size_t bytes, std::size_t alignment) {
-  void* const memory = allocate(bytes, alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-void release(void* memory) noexcept {
+void test::release(void* memory) noexcept {
   if (memory != nullptr) --live;
   std::free(memory);
 }
-
-}  // namespace
-
-void* operator new(std::size_t bytes) { return allocate_or_throw(bytes, 16); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return allocate_or_throw(bytes, static_cast<std::size_t>(alignment));
-}
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  return allocate(bytes, 16);
-}
-void* operator new(std::size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept {
-  return allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { release(memory); }
-void operator delete(void* memory, std::size_t) noexcept { release(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { release(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
 
 namespace {
 

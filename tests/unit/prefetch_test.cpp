@@ -44,42 +44,21 @@
 #include "../support/fake_cuda.hpp"
 #include "../support/fake_sequences.hpp"
 #include "../support/message_of.hpp"
+#include "../support/replaced_new.hpp"
 
 namespace {
 
 /// Of operator new, by all threads.
 std::atomic<std::uint64_t> allocations = 0;
 
-// Not inlined: the compiler would see that what came from new is given to free.
-[[gnu::noinline]] void* allocate(std::size_t bytes, std::size_t alignment) noexcept {
-  ++allocations;
-  return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-}
-
-void* allocate_or_throw(std::size_t bytes, std::size_t alignment) {
-  void* const memory = allocate(bytes, alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-[[gnu::noinline]] void release(void* memory) noexcept { std::free(memory); }
-
 }  // namespace
 
-void* operator new(std::size_t bytes) { return allocate_or_throw(bytes, 16); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return allocate_or_throw(bytes, static_cast<std::size_t>(alignment));
+void* test::allocate(std::size_t bytes, std::size_t alignment) noexcept {
+  ++allocations;
+  return aligned_block(bytes, alignment);
 }
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  return allocate(bytes, 16);
-}
-void* operator new(std::size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept {
-  return allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { release(memory); }
-void operator delete(void* memory, std::size_t) noexcept { release(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { release(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
+
+void test::release(void* memory) noexcept { std::free(memory); }
 
 using namespace vggload;
 using namespace std::chrono_literals;

@@ -11,7 +11,6 @@
 #include <cstdlib>
 #include <limits>
 #include <memory>
-#include <new>
 #include <span>
 #include <string>
 #include <utility>
@@ -28,38 +27,20 @@
 #include <vggload/network/trainer.hpp>
 
 #include "../support/message_of.hpp"
+#include "../support/replaced_new.hpp"
 
 namespace {
 
 std::atomic<std::uint64_t> allocations = 0;
 
-void* allocate(std::size_t bytes, std::size_t alignment) noexcept {
-  ++allocations;
-  return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-}
-
-void* allocate_or_throw(std::size_t bytes, std::size_t alignment) {
-  void* const memory = allocate(bytes, alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
 }  // namespace
 
-void* operator new(std::size_t bytes) { return allocate_or_throw(bytes, 16); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return allocate_or_throw(bytes, static_cast<std::size_t>(alignment));
+void* test::allocate(std::size_t bytes, std::size_t alignment) noexcept {
+  ++allocations;
+  return aligned_block(bytes, alignment);
 }
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  return allocate(bytes, 16);
-}
-void* operator new(std::size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept {
-  return allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+void test::release(void* memory) noexcept { std::free(memory); }
 
 using namespace vggload::network;
 using test::message_of;
