@@ -19,8 +19,9 @@
 
 namespace vggload {
 
-/// A file that appears under its name whole or not at all: it is written under a temporary name in
-/// the same folder and renamed by `commit`; without `commit` the destructor removes it. A file that
+/// A file that appears under its name whole or not at all: it is written in the same folder without a
+/// name, or under a temporary one where the file system knows no files without, and renamed by
+/// `commit`; without `commit` nothing is left of it. A file that
 /// stood under the name is replaced, so one may read the old file meanwhile. Neither moves nor
 /// copies.
 class atomic_output_file {
@@ -102,12 +103,6 @@ class atomic_output_file {
     detail::throw_system_error(path_, what, code);
   }
 
-  void close() {
-    if (descriptor_ < 0) return;
-    // This is where some file systems report that a write failed.
-    if (::close(std::exchange(descriptor_, -1)) != 0) fail("cannot close", errno);
-  }
-
   /// Where the name is a link, what it leads to is written, and the link stays.
   void resolve_link() {
     struct ::stat status {};
@@ -120,16 +115,46 @@ class atomic_output_file {
   }
 
   void create_temporary() {
+#ifdef O_TMPFILE
+    // Without a name nothing is left of it, however the process ends. Not every file system can, and the name is given by
+    // way of /proc.
+    const std::size_t slash = target_.rfind('/');
+    const std::string folder = slash == std::string::npos ? "." : target_.substr(0, slash + 1);
+    if (::access("/proc/self/fd", X_OK) == 0) {
+      descriptor_ = ::open(folder.c_str(), O_WRONLY | O_TMPFILE | O_CLOEXEC, 0666);
+      if (descriptor_ >= 0) return;
+    }
+#endif
     // open and not mkstemp: the file gets the user's umask, not 0600.
+    take_temporary_name("cannot create", [&, this](const char* name) {
+      descriptor_ = ::open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+      return descriptor_ >= 0;
+    });
+  }
+
+  void close() {
+    if (descriptor_ < 0) return;
+    if (temporary_.empty()) {
+      const std::string nameless = "/proc/self/fd/" + std::to_string(descriptor_);
+      take_temporary_name("cannot give a name to", [&](const char* name) {
+        return ::linkat(AT_FDCWD, nameless.c_str(), AT_FDCWD, name, AT_SYMLINK_FOLLOW) == 0;
+      });
+    }
+    // This is where some file systems report that a write failed.
+    if (::close(std::exchange(descriptor_, -1)) != 0) fail("cannot close", errno);
+  }
+
+  /// Tries names until `take` succeeds with one.
+  template <class Take>
+  void take_temporary_name(const char* what, const Take& take) {
     for (unsigned attempt = 0;; ++attempt) {
       std::string name =
           target_ + ".partial-" + std::to_string(::getpid()) + "-" + std::to_string(attempt);
-      descriptor_ = ::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-      if (descriptor_ >= 0) {
+      if (take(name.c_str())) {
         temporary_ = std::move(name);
         return;
       }
-      if (errno != EEXIST || attempt == 1000) fail("cannot create", errno);
+      if (errno != EEXIST || attempt == 1000) fail(what, errno);
     }
   }
 
