@@ -191,7 +191,7 @@ class network {
   network(const vggload::checkpoint& file, const options& wanted, std::size_t batch,
           command::interruption& interrupted)
       : wanted_(wanted), streamed_(file, wanted.type, true, overflow) {
-    if (wanted.memory_limit && *wanted.memory_limit < bytes_if_loaded(batch)) return;
+    if (wanted.memory_limit && !fits_loaded(*wanted.memory_limit, batch)) return;
     command::progress_bar bar("loading");
     const auto stream = command::stream_options(wanted.threads, interrupted, bar);
     loaded_.emplace(vggload::vgg16::load(file, {.dtype = wanted.type,
@@ -213,10 +213,8 @@ class network {
     return vggload::detail::naming_out_of_memory(wanted_.weights, "classifying", [&, this] {
       if (batch != batch_) {
         pass_.reset();  // its memory first
-        const vggload::network::forward_options how{.batch = batch,
-                                                    .threads = wanted_.threads,
-                                                    .memory_limit = wanted_.memory_limit,
-                                                    .progress = progress};
+        const vggload::network::forward_options how{
+            .batch = batch, .threads = wanted_.threads, .progress = progress};
         if (loaded_) {
           pass_.emplace(loaded_->weights(), how);
         } else {
@@ -232,20 +230,31 @@ class network {
   // Weights that became infinite would classify nothing.
   static constexpr auto overflow = vggload::overflow_policy::refuse;
 
-  [[nodiscard]] std::uint64_t bytes_if_loaded(std::size_t batch) const {
+  /// Whether the weights fit beside the pass and its images. Throws `error` where those alone do not.
+  [[nodiscard]] bool fits_loaded(std::uint64_t limit, std::size_t batch) const {
     const vggload::vgg16::binding& bound = streamed_.layers();
-    std::uint64_t bytes = 0;
-    for (std::size_t i = 0; i < bound.layers.size(); ++i) {
-      const vggload::vgg16::layer& spec = bound.layers[i].spec;
-      bytes += spec.weights() * vggload::bits_of(streamed_.weight_type(i)) / 8 +
-               spec.outputs * std::uint64_t{vggload::bits_of(streamed_.bias_type(i))} / 8;
-    }
     const auto pass =
         vggload::vgg16::plan({.compute = vggload::dtype::f32,
                               .batch = batch,
                               .classes = bound.classes,
                               .threads = vggload::network::pass_threads(wanted_.threads)});
-    return bytes + pass.activations_bytes + pass.workspace_bytes;
+    const std::uint64_t images = batch * input_format.values() * sizeof(float);
+    const std::uint64_t needed = images + pass.activations_bytes + pass.workspace_bytes;
+    if (needed > limit) {
+      throw vggload::error(vggload::printable(wanted_.weights) + ": the memory limit of " +
+                           std::to_string(limit) +
+                           " bytes cannot be kept: " + std::to_string(needed) + " are needed, " +
+                           std::to_string(images) + " for the images of a batch, " +
+                           std::to_string(pass.activations_bytes) + " for activations and " +
+                           std::to_string(pass.workspace_bytes) + " for the workspace");
+    }
+    std::uint64_t weights = 0;
+    for (std::size_t i = 0; i < bound.layers.size(); ++i) {
+      const vggload::vgg16::layer& spec = bound.layers[i].spec;
+      weights += spec.weights() * vggload::bits_of(streamed_.weight_type(i)) / 8 +
+                 spec.outputs * std::uint64_t{vggload::bits_of(streamed_.bias_type(i))} / 8;
+    }
+    return weights <= limit - needed;
   }
 
   const options& wanted_;
@@ -272,17 +281,20 @@ void classify(const options& wanted) {
   std::string lines;  // said when all is well
   command::progress_bar bar("classifying");
   std::size_t first = 0;
+  const auto end_if_interrupted = [&] {
+    interrupted.poll();
+    if (!interrupted.token().stop_requested()) return;
+    throw vggload::cancelled_error(vggload::printable(wanted.weights) + ": interrupted");
+  };
   const auto progress = [&](const vggload::network::layer_progress& layer) {
+    end_if_interrupted();
     const std::size_t now = std::min(batch, count - first);
     bar.show(first * layer.all + now * layer.done, count * layer.all);
   };
   for (; first < count; first += batch) {
     const auto now = std::span(images).first(std::min(batch, count - first) * image_values);
     for (std::size_t i = 0; i * image_values < now.size(); ++i) {
-      interrupted.poll();
-      if (interrupted.token().stop_requested()) {
-        throw vggload::cancelled_error(vggload::printable(wanted.weights) + ": interrupted");
-      }
+      end_if_interrupted();
       found->prepare(first + i, now.subspan(i * image_values, image_values));
     }
     const std::span<const float> logits = net.logits(now, progress);

@@ -16,6 +16,7 @@
 #include <optional>
 #include <random>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -364,6 +365,30 @@ TEST_CASE("a file that ends while it is read is an error with the tensor's name"
   const std::string message = test::message_of<vggload::io_error>([&] { (void)pass(image); });
   CHECK(message.starts_with(path + ": "));
   CHECK(message.find("(tensor 'features.") != std::string::npos);
+}
+
+TEST_CASE("what the progress throws ends the pass, and the next one is whole") {
+  const arranged_weights weights({weight_layout::torch, dtype::f32});
+  const std::vector<float> image = random_images(image_values);
+  bool stops = false;
+  std::size_t layers = 0;
+  forward_pass pass(
+      weights.views(),
+      {.height = height, .width = width, .threads = 3, .progress = [&](const auto& layer) {
+         ++layers;
+         if (stops && layer.done == 4) throw std::runtime_error("enough");
+       }});
+  const auto values_of = [&] {
+    const auto maps = pass(image);
+    return std::vector<float>(maps.begin(), maps.end());
+  };
+  const std::vector<float> whole = values_of();
+  stops = true;
+  layers = 0;
+  CHECK(test::message_of<std::runtime_error>([&] { (void)pass(image); }) == "enough");
+  CHECK(layers == 4);
+  stops = false;
+  CHECK(values_of() == whole);
 }
 
 TEST_CASE("a pass ends where it is asked to") {

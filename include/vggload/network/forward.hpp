@@ -76,7 +76,7 @@ struct forward_options {
   std::uint64_t read_ahead_bytes = std::uint64_t{64} << 20U;
   /// Where the buffers are entered, if anywhere.
   std::shared_ptr<memory_ledger> ledger = {};
-  /// Called from the caller's thread.
+  /// Called from the caller's thread. What it throws ends the pass, and comes out of it.
   std::function<void(const layer_progress&)> progress = {};
 };
 
