@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <limits>
 #include <map>
 #include <memory>
@@ -17,6 +18,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -166,21 +168,15 @@ std::string listing_of(const vggload::image_folder& folder, bool with_times) {
          crc.hex();
 }
 
-/// Tells weights from others: what the tensors are, and some of their values.
+/// Tells the base's weights from others.
 std::string identity_of(const vggload::checkpoint& file, const vgg16::binding& bound) {
   command::crc32 crc;
-  std::array<std::byte, 4096> window;
+  std::vector<std::byte> window(command::digest_window_bytes);
   const auto add = [&](std::size_t tensor) {
     const vggload::tensor_info& info = file.tensors()[tensor];
     const std::string text = std::string(vggload::dtype_name(info)) + to_string(info.shape);
     crc.update(std::as_bytes(std::span(text)));
-    const auto bytes = static_cast<std::size_t>(std::min<std::uint64_t>(window.size(), info.bytes));
-    const auto part = std::span(window).first(bytes);
-    file.read(tensor, 0, part);
-    crc.update(part);
-    if (info.sequential) return;  // its end costs reading all of it
-    file.read(tensor, info.bytes - bytes, part);
-    crc.update(part);
+    crc.update(file, tensor, window);
   };
   for (const vgg16::bound_layer& layer : bound.layers) {
     add(layer.weight);
@@ -259,6 +255,23 @@ training_setup set_up(const options& wanted, const image_folders& folders,
       .seed = wanted.seed,
       .ledger = setup.ledger};
   return setup;
+}
+
+/// Throws `error` where what is written would replace what is read or written besides, and `io_error` where a file cannot
+/// be made: an hour of training later is too late.
+void check_outputs(const options& wanted) {
+  const auto check = [&](const std::string& path, const std::string& option,
+                         const std::string& other, const std::string& what) {
+    std::error_code none_there;
+    if (path != other && !std::filesystem::equivalent(path, other, none_there)) return;
+    throw vggload::error(printable(path) + ": " + option + " would replace " + what);
+  };
+  check(wanted.checkpoint, "--checkpoint", wanted.weights, "the weights");
+  check(wanted.svg, "--svg", wanted.weights, "the weights");
+  check(wanted.svg, "--svg", wanted.checkpoint, "the checkpoint");
+  for (const std::string& path : {wanted.checkpoint, wanted.svg}) {
+    const vggload::atomic_output_file removed(path, 1);
+  }
 }
 
 /// What the weights are loaded as: what the file has where that can be computed with, else FP32.
@@ -443,6 +456,11 @@ class feature_maker {
 /// What becomes of all features before the head has them.
 auto same_length() { return vggload::map(&network::unit_normalization); }
 
+/// After each batch, which takes long to make, a signal is looked for.
+auto polled(command::interruption& interrupted) {
+  return vggload::map([&interrupted](network::feature_batch&) { interrupted.poll(); });
+}
+
 /// A training on its way: what it has come to is printed, drawn and saved.
 class training_run {
  public:
@@ -473,11 +491,12 @@ class training_run {
   /// What a checkpoint must agree in, beside the head and how it is trained.
   [[nodiscard]] std::vector<vggload::metadata_entry> make_context() const {
     const options& wanted = setup_.wanted;
-    std::array<char, 128> changes;
-    std::snprintf(changes.data(), changes.size(), "shift %g, zoom %g to %g, shear %g%s",
-                  wanted.changes.width_shift_range, wanted.changes.zoom_range.low,
-                  wanted.changes.zoom_range.high, wanted.changes.shear_range,
-                  wanted.changes.horizontal_flip ? ", flip" : "");
+    const auto text = [](double value) { return network::detail::exact_text(value); };
+    const std::string changes = "shift " + text(wanted.changes.width_shift_range) + ", zoom " +
+                                text(wanted.changes.zoom_range.low) + " to " +
+                                text(wanted.changes.zoom_range.high) + ", shear " +
+                                text(wanted.changes.shear_range) +
+                                (wanted.changes.horizontal_flip ? ", flip" : "");
     return {{"base", identity_of(setup_.file, setup_.bound)},
             {"preprocessing",
              setup_.values.preprocessing == vggload::preprocessing::caffe ? "keras" : "torch"},
@@ -487,7 +506,7 @@ class training_run {
             {"images", listing_of(setup_.folders.training, false)},
             {"validation_images", listing_of(setup_.folders.validation, false)},
             {"features_in_front", "unit_normalization"},
-            {"augmentation", setup_.is_cached() ? "none, cached features" : changes.data()}};
+            {"augmentation", setup_.is_cached() ? "none, cached features" : changes}};
   }
 
   void resume() {
@@ -506,7 +525,8 @@ class training_run {
   void train_on_images() {
     auto training = maker_.images(setup_.folders.training, true) |
                     vggload::shuffle(setup_.wanted.seed) | vggload::batch(setup_.wanted.batch) |
-                    network::features(maker_.base(), setup_.ledger) | same_length();
+                    network::features(maker_.base(), setup_.ledger) | same_length() |
+                    polled(interrupted_);
     measure(training | vggload::take(measured_batches));
     if (setup_.folders.validation.size() == 0) {
       fit(training, nullptr);
@@ -519,7 +539,8 @@ class training_run {
       auto validation = kept | vggload::batch(setup_.wanted.batch) | same_length();
       fit(training, &validation);
     } else {
-      auto validation = maker_.plain(setup_.folders.validation) | same_length();
+      auto validation =
+          maker_.plain(setup_.folders.validation) | same_length() | polled(interrupted_);
       fit(training, &validation);
     }
   }
@@ -551,7 +572,7 @@ class training_run {
   /// The features of a folder's images from a file, which is written where it is not there or of other images.
   network::stored_features cached(const std::string& path, const char* name,
                                   const vggload::image_folder& folder) {
-    std::string key = "base " + identity_of(setup_.file, setup_.bound);
+    std::string key = "base " + context_[0].second;
     key += "; prepared as for " + context_[1].second + "; " + context_[2].second + "; images " +
            listing_of(folder, true);
     const network::feature_format format = setup_.features();
@@ -573,25 +594,37 @@ class training_run {
                    });
   }
 
+  [[noreturn]] void end_interrupted(const std::string& where) const {
+    throw vggload::cancelled_error(printable(setup_.wanted.folder) + ": interrupted " + where);
+  }
+
   /// Lets `make` run all of a folder's images through the base.
   template <class Make>
   network::stored_features collect(const std::string& what, const vggload::image_folder& folder,
                                    const Make& make) {
     command::progress_bar bar(what);
     const auto batches = maker_.plain(folder);
-    return make(batches, network::collect_options{.stop = interrupted_.token(),
-                                                  .progress =
-                                                      [&](std::size_t done, std::size_t all) {
-                                                        interrupted_.poll();
-                                                        bar.show(done, all);
-                                                      },
-                                                  .ledger = setup_.ledger});
+    try {
+      return make(batches, network::collect_options{.stop = interrupted_.token(),
+                                                    .progress =
+                                                        [&](std::size_t done, std::size_t all) {
+                                                          interrupted_.poll();
+                                                          bar.show(done, all);
+                                                        },
+                                                    .ledger = setup_.ledger});
+    } catch (const vggload::cancelled_error&) {
+      end_interrupted("while features were made");
+    }
   }
 
   /// Where the training begins: what scale the features have.
   template <class Batches>
-  void measure(const Batches& batches) {
-    if (progress().steps == 0) network::adapt_normalization(trainer_.head(), batches);
+  void measure(Batches&& batches) {
+    if (progress().steps > 0) return;
+    const auto end_at_signal = vggload::map([this](network::feature_batch&) {
+      if (interrupted_.token().stop_requested()) end_interrupted("before the first step");
+    });
+    network::adapt_normalization(trainer_.head(), std::forward<Batches>(batches) | end_at_signal);
   }
 
   /// `validation`: a sequence, or nullptr.
@@ -633,9 +666,8 @@ class training_run {
     }
     if (end != network::fit_end::interrupted) return;
     save();
-    throw vggload::cancelled_error(printable(setup_.wanted.folder) + ": interrupted in epoch " +
-                                   std::to_string(progress().epoch + 1) + "; " +
-                                   printable(setup_.wanted.checkpoint) + " is where it goes on");
+    end_interrupted("in epoch " + std::to_string(progress().epoch + 1) + "; " +
+                    printable(setup_.wanted.checkpoint) + " is where it goes on");
   }
 
   /// "epoch 3/10"; the first is 0.
@@ -807,6 +839,7 @@ int main(int argc, char** argv) try {
   command::add_threads(app, wanted.threads);
   app.add_flag("--json", wanted.json, "One JSON document instead of the lines");
   return command::run(app, argc, argv, wanted.folder, [&] {
+    check_outputs(wanted);
     wanted.changes.zoom_range = {1 - zoom, 1 + zoom};
     command::interruption interrupted;
     const image_folders folders = list_images(wanted);

@@ -121,6 +121,13 @@ const std::string& whole_run() {
   return out;
 }
 
+/// The weights' file with a bit of another value in the middle of a tensor.
+std::string with_another_weight() {
+  std::string bytes = test::read_file(files().weights());
+  bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
+  return bytes;
+}
+
 void check_refused(const command_result& result, const std::string& start) {
   INFO("stderr: ", result.err);
   CHECK(result.exit_code == 1);
@@ -257,6 +264,10 @@ TEST_CASE("a checkpoint of other options, or a damaged one, is an error and stay
   }
   check_refused(run_in(folder, command_line({}, "1")),
                 "fine_tune.safetensors: the checkpoint is of another training: ");
+  folder.write("weights", with_another_weight());
+  check_refused(run_in(folder, {"fine_tune", files().images(), "weights", "--target", "32x32",
+                                "--epochs", "1", "--cache", "cache"}),
+                "fine_tune.safetensors: the checkpoint is of another training: ");
   CHECK(test::read_file(folder.file("fine_tune.safetensors")) == whole);
   for (const std::string& damaged :
        {std::string(), whole.substr(0, whole.size() / 2), whole.substr(0, whole.size() - 1),
@@ -265,6 +276,13 @@ TEST_CASE("a checkpoint of other options, or a damaged one, is an error and stay
     check_refused(run_in(folder, line), "fine_tune.safetensors: ");
     CHECK(test::read_file(folder.file("fine_tune.safetensors")) == damaged);
   }
+}
+
+TEST_CASE("a checkpoint of an augmentation that is another by little is refused") {
+  const temporary_folder folder;
+  REQUIRE(run_in(folder, command_line({}, "1")).exit_code == 0);
+  check_refused(run_in(folder, command_line({"--zoom", "0.1000001"}, "2")),
+                "fine_tune.safetensors: the checkpoint is of another training: ");
 }
 
 TEST_CASE("a cache is made once, used again, and made anew where it is stale or damaged") {
@@ -409,9 +427,26 @@ TEST_CASE("what fine_tune cannot do it says in one line") {
   check_refused(run_in(folder, {"fine_tune", files().images(), "no weights"}), "no weights: ");
   check_refused(run_in(folder, {"fine_tune", files().images(), folder.file("images/b/1.ppm")}),
                 folder.file("images/b/1.ppm") + ": ");
-  check_refused(run_in(folder, command_line({"--svg", "no/such/folder.svg"})),
-                "no/such/folder.svg: ");
-  check_refused(run_in(folder, command_line({"--checkpoint", "no/such"})), "no/such: ");
+  // What cannot be written is said before there is work that could be lost.
+  const auto refuse_output = [&](const std::vector<std::string>& more, const std::string& start) {
+    const auto result = run_in(folder, command_line(more));
+    check_refused(result, start);
+    CHECK(result.out.empty());
+  };
+  refuse_output({"--svg", "no/such/folder.svg"}, "no/such/folder.svg: ");
+  refuse_output({"--checkpoint", "no/such"}, "no/such: ");
+  refuse_output({"--svg", ""}, "'': ");
+  refuse_output({"--checkpoint", ""}, "'': ");
+  const std::string weights = test::read_file(files().weights());
+  refuse_output({"--svg", files().weights()},
+                files().weights() + ": --svg would replace the weights");
+  refuse_output({"--checkpoint", files().weights()},
+                files().weights() + ": --checkpoint would replace the weights");
+  CHECK(test::read_file(files().weights()) == weights);
+  refuse_output({"--svg", "a", "--checkpoint", "a"}, "a: --svg would replace the checkpoint");
+  folder.write("a", "");
+  std::filesystem::create_symlink("a", folder.file("b"));
+  refuse_output({"--svg", "a", "--checkpoint", "b"}, "a: --svg would replace the checkpoint");
 
   for (const std::vector<std::string>& wrong : std::vector<std::vector<std::string>>{
            {},
