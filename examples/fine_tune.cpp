@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -243,10 +244,11 @@ training_setup set_up(const options& wanted, const image_folders& folders,
                 .ledger = setup.ledger};
   setup.values.preprocessing = preprocessing_of(wanted, setup.bound.layout);
   // Flattened: where in the image something is tells the head more than the means of few maps would. Normalized:
-  // whatever the weights are, features have a scale that the learning rate is right for.
+  // whatever the weights are, features have a scale that the learning rate is right for; and limited, because most
+  // features are mostly 0, and a few images do not tell the deviation of those.
   setup.training = {
       .features = network::feature_shape(setup.base),
-      .layers = {network::flatten(), network::normalization(),
+      .layers = {network::flatten(), network::normalization(3),
                  network::dense(256, network::activation::relu), network::dropout(0.5),
                  network::dense(folders.training.classes().size())},
       .max_batch = wanted.batch,
@@ -590,7 +592,13 @@ class training_run {
     return collect(name + std::string(" images"), folder,
                    [&](const auto& batches, const auto& how) {
                      network::write_feature_cache(path, key, batches, format, folder.size(), how);
-                     return network::open_feature_cache(path).features;
+                     auto written = network::find_feature_cache(path, key, format, folder.size());
+                     if (!written.features) {
+                       throw vggload::error(printable(path) +
+                                            ": somebody else replaced it meanwhile; two trainings "
+                                            "of different images want two folders");
+                     }
+                     return *std::move(written.features);
                    });
   }
 
@@ -621,10 +629,16 @@ class training_run {
   template <class Batches>
   void measure(Batches&& batches) {
     if (progress().steps > 0) return;
-    const auto end_at_signal = vggload::map([this](network::feature_batch&) {
+    const auto looked_at = vggload::map([this](network::feature_batch& batch) {
       if (interrupted_.token().stop_requested()) end_interrupted("before the first step");
+      if (!std::ranges::all_of(batch.features(),
+                               [](float value) { return std::isfinite(value); })) {
+        throw vggload::error(printable(setup_.wanted.weights) +
+                             ": the features of the images are not finite, so the weights are not, "
+                             "or too large");
+      }
     });
-    network::adapt_normalization(trainer_.head(), std::forward<Batches>(batches) | end_at_signal);
+    network::adapt_normalization(trainer_.head(), std::forward<Batches>(batches) | looked_at);
   }
 
   /// `validation`: a sequence, or nullptr.
@@ -636,12 +650,15 @@ class training_run {
       network::save_training(trainer_, setup_.wanted.checkpoint, context_);
       saved = std::chrono::steady_clock::now();
     };
+    bool updated = false;  // in this epoch,
+    bool skipped = false;  // a step
     const network::fit_options how{
         .epochs = setup_.wanted.epochs,
         .stop = interrupted_.token(),
         .on_batch =
             [&](const network::batch_report& report) {
               interrupted_.poll();
+              (report.updated ? updated : skipped) = true;
               const std::uint64_t all = setup_.wanted.epochs * report.batches;
               std::array<char, 32> loss;
               std::snprintf(loss.data(), loss.size(), " loss %.4f", report.sums.mean_loss());
@@ -654,6 +671,12 @@ class training_run {
             [&](const network::epoch_report& report) {
               bar.clear();
               if (!setup_.wanted.json) print_epoch(report.epoch, report.metrics);
+              if (std::exchange(skipped, false) && !std::exchange(updated, false)) {
+                std::fprintf(
+                    stderr,
+                    "%s: no step counted, all gradients overflowed FP16; their scale is now %g\n",
+                    epoch_of(report.epoch).c_str(), trainer_.loss_scale().value());
+              }
               // The line first: a training that is killed in between says it once more, and not never.
               save();
               draw();
@@ -843,6 +866,8 @@ int main(int argc, char** argv) try {
     wanted.changes.zoom_range = {1 - zoom, 1 + zoom};
     command::interruption interrupted;
     const image_folders folders = list_images(wanted);
+    wanted.batch =
+        std::min(wanted.batch, folders.training.size());  // no room for images that are not there
     const vggload::checkpoint file = command::open_any(wanted.weights);
     const training_setup setup = set_up(wanted, folders, file);
     const memory_plan plan = plan_memory(setup);

@@ -427,6 +427,12 @@ TEST_CASE("what fine_tune cannot do it says in one line") {
   check_refused(run_in(folder, {"fine_tune", files().images(), "no weights"}), "no weights: ");
   check_refused(run_in(folder, {"fine_tune", files().images(), folder.file("images/b/1.ppm")}),
                 folder.file("images/b/1.ppm") + ": ");
+  std::string broken = test::read_file(files().weights());
+  for (std::size_t i = 1; i <= 1024; i += 4)
+    broken.replace(broken.size() - i - 3, 4, {0, 0, '\xC0', '\x7F'});
+  folder.write("broken", broken);  // its last tensor ends with NaN
+  check_refused(run_in(folder, {"fine_tune", files().images(), "broken", "--target", "32x32"}),
+                "broken: the features of the images are not finite");
   // What cannot be written is said before there is work that could be lost.
   const auto refuse_output = [&](const std::vector<std::string>& more, const std::string& start) {
     const auto result = run_in(folder, command_line(more));

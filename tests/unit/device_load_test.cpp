@@ -92,7 +92,9 @@ void check_equal(const cuda::device_model<Resource>& loaded, const vgg16::model<
       CHECK(device->order == view->order());
       // The fake device's bytes lie in the host's memory.
       REQUIRE(device->bytes.size() == view->bytes().size());
-      CHECK(std::memcmp(device->bytes.data(), view->bytes().data(), view->bytes().size()) == 0);
+      const bool equal =
+          std::memcmp(device->bytes.data(), view->bytes().data(), view->bytes().size()) == 0;
+      CHECK(equal);
     }
   }
 }

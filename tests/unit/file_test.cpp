@@ -102,6 +102,11 @@ TEST_CASE("a file that shrinks while it is read is an error and no signal") {
         path +
             ": the file ends at byte 50000 but 100000 bytes from offset 0 were to be read (it had "
             "100000 bytes when opened)");
+  // It names the end, and not where the read began.
+  CHECK(message_of<io_error>([&] { file.read_at(60'000, std::span(all).first(10)); }) ==
+        path +
+            ": the file ends at byte 50000 but 10 bytes from offset 60000 were to be read (it "
+            "had 100000 bytes when opened)");
 }
 
 TEST_CASE("files and mappings move and close what they own") {

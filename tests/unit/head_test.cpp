@@ -101,6 +101,8 @@ class reference {
           for (std::size_t i = 0; i < values.size(); ++i) {
             const std::size_t c = i % weights[next].size();
             values[i] = (values[i] - weights[next][c]) / weights[next + 1][c];
+            if (std::abs(values[i]) > layer.limit)
+              values[i] = std::copysign(layer.limit, values[i]);
           }
           next += 2;
           break;
@@ -338,6 +340,7 @@ TEST_CASE("logits are the layers' and gradients the loss's slopes") {
       {global_average_pool(), normalization(), dense(8, activation::relu), dense(3)},
       {normalization(), flatten(), dense(8, activation::relu), dense(3)},
       {normalization(), global_average_pool(), dense(5)},
+      {normalization(0.5), flatten(), dense(8, activation::relu), dense(3)},
   };
   for (const auto& layers : heads) {
     for (const std::size_t images : {1U, 4U, 6U}) {
@@ -607,6 +610,8 @@ TEST_CASE("layers that do not fit together are refused, with the layer") {
         "head: layer 3, normalization: it has to come before the first dense layer");
   CHECK(refused({flatten(), normalization(), normalization(), dense(4)}) ==
         "head: layer 3, normalization: there is one before");
+  CHECK(refused({flatten(), normalization(0), dense(4)}) ==
+        "head: layer 2, normalization(0): the limit is not above 0");
   CHECK(refused({flatten(), dense(0)}) == "head: layer 2, dense(0): it has no units");
   CHECK(refused({flatten(), dropout(1), dense(2)}) ==
         "head: layer 2, dropout(1): the rate is not from 0 to less than 1");

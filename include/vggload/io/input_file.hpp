@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -72,7 +73,7 @@ class input_file {
                  std::to_string(offset),
              errno);
       }
-      if (count == 0) fail_short(offset, out.size(), offset + done);
+      if (count == 0) fail_short(offset, out.size(), std::min(offset + done, size_now()));
       done += static_cast<std::size_t>(count);
     }
   }
@@ -80,6 +81,11 @@ class input_file {
  private:
   [[noreturn]] void fail(const std::string& what, int code) const {
     detail::throw_system_error(path_, what, code);
+  }
+  /// The file may have become shorter.
+  [[nodiscard]] std::uint64_t size_now() const noexcept {
+    struct ::stat status {};
+    return ::fstat(descriptor_, &status) == 0 ? static_cast<std::uint64_t>(status.st_size) : size_;
   }
   [[noreturn]] void fail_short(std::uint64_t offset, std::size_t wanted, std::uint64_t end) const {
     throw io_error(printable(path_) + ": the file ends at byte " + std::to_string(end) + " but " +

@@ -159,6 +159,9 @@ class head_layout {
       if (layer.kind == head_layer_kind::dropout && !(layer.rate >= 0 && layer.rate < 1)) {
         fail(subject() + "the rate is not from 0 to less than 1");
       }
+      if (layer.kind == head_layer_kind::normalization && !(layer.limit > 0)) {
+        fail(subject() + "the limit is not above 0");
+      }
     }
   }
 
@@ -679,12 +682,14 @@ class head {
     const number_buffer output = compute(each.output);
     const std::span<const float> means = floats(layout_.parameters[each.parameter].values);
     const std::span<const float> deviations = floats(layout_.parameters[each.parameter + 1].values);
+    const auto limit = static_cast<float>(each.layer.limit);
     const std::size_t pixels = images * (each.inputs / each.channels);
     for (std::size_t pixel = 0; pixel < pixels; ++pixel) {
       transform(input, output, pixel * each.channels, each.channels,
                 [&](std::span<float> values, std::size_t first) {
                   for (std::size_t i = 0; i < values.size(); ++i) {
-                    values[i] = (values[i] - means[first + i]) / deviations[first + i];
+                    values[i] = std::clamp((values[i] - means[first + i]) / deviations[first + i],
+                                           -limit, limit);
                   }
                 });
     }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -25,7 +27,8 @@ struct head_layer {
   head_layer_kind kind = head_layer_kind::flatten;
   std::uint64_t units = 0;  // of `dense`
   network::activation activation = network::activation::linear;
-  double rate = 0;  // of `dropout`
+  double rate = 0;                                         // of `dropout`
+  double limit = std::numeric_limits<double>::infinity();  // of `normalization`
   friend bool operator==(const head_layer&, const head_layer&) = default;
 };
 
@@ -40,9 +43,11 @@ struct head_layer {
 
 /// (x - mean) / deviation with two numbers for each channel that are measured before training (Keras'
 /// `Normalization` with `adapt`; see `adapt_normalization`) and do not change in it. Only in front of the
-/// first dense layer.
-[[nodiscard]] constexpr head_layer normalization() noexcept {
-  return {.kind = head_layer_kind::normalization};
+/// first dense layer. What is further than `limit` from 0 then becomes it: a channel that was hardly ever active when it
+/// was measured has so small a deviation that an image in which it is has values of hundreds.
+[[nodiscard]] constexpr head_layer normalization(
+    double limit = std::numeric_limits<double>::infinity()) noexcept {
+  return {.kind = head_layer_kind::normalization, .limit = limit};
 }
 
 /// activation(x W + b) with W [inputs, units] as Keras has it. W begins uniform in ±sqrt(6 / (inputs +
@@ -62,7 +67,9 @@ struct head_layer {
   switch (layer.kind) {
     case head_layer_kind::flatten: return "flatten";
     case head_layer_kind::global_average_pool: return "global_average_pool";
-    case head_layer_kind::normalization: return "normalization";
+    case head_layer_kind::normalization:
+      return std::isinf(layer.limit) ? "normalization"
+                                     : "normalization(" + detail::exact_text(layer.limit) + ")";
     case head_layer_kind::dense:
       return "dense(" + std::to_string(layer.units) +
              (layer.activation == activation::relu ? ", relu)" : ")");
