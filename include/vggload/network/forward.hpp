@@ -332,8 +332,8 @@ class forward_pass {
         const bool writes_front = at_front;
         float* const maps = output(batch * made.values());
         convolve(each, input, size, maps,
-                 tile_for(matrix, i == 0 ? 0 : batch * size.values(), batch * made.values(),
-                          writes_front),
+                 free_tile(matrix, i == 0 ? 0 : batch * size.values(), batch * made.values(),
+                           writes_front),
                  self);
         size = made;
         input = maps;
@@ -361,21 +361,19 @@ class forward_pass {
     return input;
   }
 
-  /// Where a convolution's weights are packed. Of a file in Keras' layout all outputs lie side by side, and are read again
-  /// for each tile: then what is free between input and output does better, if it is larger.
-  [[nodiscard]] std::span<float> tile_for(const detail::weight_matrix& matrix,
-                                          std::size_t input_values, std::size_t output_values,
-                                          bool writes_front) const noexcept {
-    if (!matrix.outputs_adjacent() || !matrix.weight().is_in_file()) return weight_tile_;
-    const std::span<float> free =
-        activations_.subspan(writes_front ? output_values : input_values,
-                             activations_.size() - input_values - output_values);
-    return free.size() > weight_tile_.size() ? free : weight_tile_;
+  /// Where a convolution's weights are packed beside the weight tile. In Keras' layout all outputs lie side by side, and
+  /// are read again for each tile: then what is free between input and output helps.
+  [[nodiscard]] std::span<float> free_tile(const detail::weight_matrix& matrix,
+                                           std::size_t input_values, std::size_t output_values,
+                                           bool writes_front) const noexcept {
+    if (!matrix.outputs_adjacent()) return {};
+    return activations_.subspan(writes_front ? output_values : input_values,
+                                activations_.size() - input_values - output_values);
   }
 
   void convolve(const step& layer, const float* input, const map_size& size, float* output,
-                std::span<float> tile, worker& self) {
-    detail::packed_panels packed(layer.matrix, kernels_, tile);
+                std::span<float> more_memory, worker& self) {
+    detail::packed_panels packed(layer.matrix, kernels_, weight_tile_, more_memory);
     const std::size_t all = layer.matrix.outputs() / kernels_.panel;
     for (std::size_t first = 0; first < all; first += packed.most_panels()) {
       const std::size_t panels = std::min(packed.most_panels(), all - first);

@@ -92,29 +92,29 @@ class weight_matrix {
 /// [inputs, panel] each; of the first layer, which has three inputs, as they are, [9, 3, panel]; and the biases behind.
 class packed_panels {
  public:
-  packed_panels(const weight_matrix& matrix, const kernels& kernels,
-                std::span<float> memory) noexcept
+  /// The first panels go to the one memory, those that it has no room for to the other.
+  packed_panels(const weight_matrix& matrix, const kernels& kernels, std::span<float> memory,
+                std::span<float> more_memory = {}) noexcept
       : matrix_(&matrix),
         kernels_(&kernels),
         memory_(memory),
+        more_memory_(more_memory),
         // A plane that is a power of two long would meet the others in the same lines of the cache.
         plane_(transformed() ? matrix.inputs() * kernels.panel + 16 : 0),
         panel_floats_((transformed() ? 16 * plane_ : 9 * matrix.inputs() * kernels.panel) +
-                      kernels.panel) {}
+                      kernels.panel),
+        panels_in_memory_(memory.size() / panel_floats_) {}
 
   [[nodiscard]] bool transformed() const noexcept { return matrix_->inputs() >= 16; }
   /// Panels that fit into the memory at a time.
   [[nodiscard]] std::size_t most_panels() const noexcept {
-    return std::min(matrix_->outputs() / kernels_->panel, memory_.size() / panel_floats_);
+    return std::min(matrix_->outputs() / kernels_->panel,
+                    panels_in_memory_ + more_memory_.size() / panel_floats_);
   }
   [[nodiscard]] std::size_t plane() const noexcept { return plane_; }
   /// The weights of a panel, counted from the first one that is packed.
-  [[nodiscard]] const float* weights(std::size_t panel) const noexcept {
-    return memory_.data() + panel * panel_floats_;
-  }
-  [[nodiscard]] const float* biases(std::size_t panel) const noexcept {
-    return weights(panel + 1) - kernels_->panel;
-  }
+  [[nodiscard]] const float* weights(std::size_t panel) const noexcept { return place(panel); }
+  [[nodiscard]] const float* biases(std::size_t panel) const noexcept { return bias_place(panel); }
 
   /// Into how many parts the packing of `panels` is divided, which different threads may take.
   [[nodiscard]] std::size_t parts(std::size_t panels) const noexcept {
@@ -148,13 +148,18 @@ class packed_panels {
   [[nodiscard]] std::size_t chunks() const noexcept {
     return (matrix_->inputs() + chunk - 1) / chunk;
   }
-  [[nodiscard]] float* place(std::size_t panel) noexcept {
-    return memory_.data() + panel * panel_floats_;
+  [[nodiscard]] float* place(std::size_t panel) const noexcept {
+    return panel < panels_in_memory_
+               ? memory_.data() + panel * panel_floats_
+               : more_memory_.data() + (panel - panels_in_memory_) * panel_floats_;
+  }
+  [[nodiscard]] float* bias_place(std::size_t panel) const noexcept {
+    return place(panel) + panel_floats_ - kernels_->panel;
   }
 
   void pack_biases(std::size_t panel, std::size_t first, const workspace& memory) {
-    matrix_->get_bias((first + panel) * kernels_->panel, kernels_->panel,
-                      place(panel + 1) - kernels_->panel, memory);
+    matrix_->get_bias((first + panel) * kernels_->panel, kernels_->panel, bias_place(panel),
+                      memory);
   }
 
   /// The place in row-major order of the tap that is the `tap`th as the elements lie.
@@ -224,8 +229,10 @@ class packed_panels {
   const weight_matrix* matrix_;
   const kernels* kernels_;
   std::span<float> memory_;
+  std::span<float> more_memory_;
   std::size_t plane_;
   std::size_t panel_floats_;
+  std::size_t panels_in_memory_;
 };
 
 }  // namespace vggload::network::detail

@@ -76,8 +76,6 @@ class weight_source {
   [[nodiscard]] dtype type() const noexcept { return type_; }
   /// Whether they can be widened to FP32.
   [[nodiscard]] bool is_readable() const noexcept { return widen_ != nullptr; }
-  /// Whether each `get` reads the file.
-  [[nodiscard]] bool is_in_file() const noexcept { return file_ != nullptr; }
   /// All elements, where they lie in memory as FP32, and aligned; nullptr otherwise.
   [[nodiscard]] const float* values() const noexcept { return values_; }
 
