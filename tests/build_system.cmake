@@ -2,8 +2,8 @@
 
 # Tests of what is not code at run time: headers, layers, refusals of the compiler, consumers, documents.
 
-# Each header alone, in two translation units that are linked: it includes what it needs, and what it defines is
-# inline.
+# Each header alone: it includes what it needs. And all of them in both orders, linked with those: what they define is
+# inline, and none needs another to come before or behind it.
 get_target_property(header_files vggload HEADER_SET)
 list(FILTER header_files EXCLUDE REGEX "[.]cuh$") # for nvcc: tests/cuda
 list(FILTER header_files EXCLUDE REGEX "interop/cuda_mr[.]hpp$") # with each CCCL: tests/interop
@@ -16,17 +16,18 @@ target_link_libraries(headers_test PRIVATE vggload_development vggload::hdf5 vgg
 foreach(header IN LISTS header_files)
   string(REGEX REPLACE ".*include/" "" header "${header}")
   string(MAKE_C_IDENTIFIER "${header}" unit)
-  foreach(which IN ITEMS first second)
-    set(source ${CMAKE_CURRENT_BINARY_DIR}/headers/${unit}_${which}.cpp)
-    file(CONFIGURE OUTPUT ${source} CONTENT "#include <@header@>\n#include <@header@>\n" @ONLY)
-    target_sources(headers_test PRIVATE ${source})
-  endforeach()
+  set(source ${CMAKE_CURRENT_BINARY_DIR}/headers/${unit}.cpp)
+  file(CONFIGURE OUTPUT ${source} CONTENT "#include <@header@>\n#include <@header@>\n" @ONLY)
+  target_sources(headers_test PRIVATE ${source})
 endforeach()
 list(TRANSFORM header_files REPLACE ".*include/(.*)" "#include <\\1>" OUTPUT_VARIABLE includes)
-list(JOIN includes "\n" includes)
 set(all_headers_file ${CMAKE_CURRENT_BINARY_DIR}/headers/all.cpp)
-file(CONFIGURE OUTPUT ${all_headers_file} CONTENT "@includes@\n" @ONLY)
-target_sources(headers_test PRIVATE ${all_headers_file})
+foreach(source IN ITEMS ${all_headers_file} ${CMAKE_CURRENT_BINARY_DIR}/headers/all_reversed.cpp)
+  list(JOIN includes "\n" lines)
+  file(CONFIGURE OUTPUT ${source} CONTENT "@lines@\n" @ONLY)
+  target_sources(headers_test PRIVATE ${source})
+  list(REVERSE includes)
+endforeach()
 # Nothing is run: optimising would only take time.
 target_compile_options(headers_test PRIVATE -O0)
 add_test(NAME headers_test COMMAND headers_test)
