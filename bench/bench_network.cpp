@@ -2,8 +2,8 @@
 
 // Seconds of VGG16's forward pass: bench_network FILE BATCH THREADS DTYPE MEMORY_LIMIT [READ_AHEAD]
 // DTYPE: of the weights in memory, f32, f16, bf16 or keep. MEMORY_LIMIT: bytes of the pass that reads its weights from the
-// file each time; 0: they are loaded. READ_AHEAD: bytes that are read before they are used. Answers each line on standard input with the seconds of one pass, so that
-// bench/network_peers.py can let it take turns with others.
+// file each time; 0: they are loaded. READ_AHEAD: bytes that are read before they are used. Answers each line on standard
+// input with the seconds of one pass, so that bench/network_peers.py can let it take turns with others.
 
 #include <chrono>
 #include <cstddef>

@@ -671,12 +671,13 @@ class training_run {
             [&](const network::epoch_report& report) {
               bar.clear();
               if (!setup_.wanted.json) print_epoch(report.epoch, report.metrics);
-              if (std::exchange(skipped, false) && !std::exchange(updated, false)) {
+              if (skipped && !updated) {
                 std::fprintf(
                     stderr,
                     "%s: no step counted, all gradients overflowed FP16; their scale is now %g\n",
                     epoch_of(report.epoch).c_str(), trainer_.loss_scale().value());
               }
+              updated = skipped = false;
               // The line first: a training that is killed in between says it once more, and not never.
               save();
               draw();

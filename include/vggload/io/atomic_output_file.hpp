@@ -21,9 +21,8 @@ namespace vggload {
 
 /// A file that appears under its name whole or not at all: it is written in the same folder without a
 /// name, or under a temporary one where the file system knows no files without, and renamed by
-/// `commit`; without `commit` nothing is left of it. A file that
-/// stood under the name is replaced, so one may read the old file meanwhile. Neither moves nor
-/// copies.
+/// `commit`; without `commit` nothing is left of it. A file that stood under the name is replaced, so
+/// one may read the old file meanwhile. Neither moves nor copies.
 class atomic_output_file {
  public:
   /// Creates the temporary file with `size` bytes reserved on the disk, so that a full disk shows
